@@ -1,0 +1,155 @@
+"""Remove nodes that change nothing: identity views, double transposes, dead copies, repeated casts.
+
+before:
+  %detach: f32[8, 4] = aten.detach(%relu)
+  %t_1: f32[4, 8] = aten.t(%t)
+  %empty_like: f32[2, 4] = aten.empty_like(%w)
+  %copy: f32[2, 4] = aten.copy(%empty_like, %w_grad)
+after:
+  (readers of %detach read %relu, those of %t_1 what %t transposed, those of %copy %w_grad)
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from zc.pipelines.pass_base import Kind, Pass
+from zc.program.edit import erase_dead
+from zc.program.liveness import storages_of
+from zc.program.program import Program, value_of
+from zc.program.stamps import stamp_of
+from zc.program.types import retype, same_type
+
+aten: Any = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class CleanGraph(Pass):
+    """Identity views, double transposes, dead copies and casts made twice are removed."""
+
+    kind: ClassVar[Kind] = "optional"
+
+    def run(self, program: Program) -> None:
+        """Rewrite readers of what changes nothing, in place; one walk in program order."""
+        outside = _Outside.of(program)
+        casts: dict[Any, fx.Node] = {}
+        moved = False
+        for node in list(program.graph.nodes):
+            if node.op != "call_function" or not node.users:
+                continue
+            simpler = _simpler(node) or _same_cast(node, casts)
+            if simpler is None or not outside.may_replace(node, simpler):
+                continue
+            moved = moved or storages_of(node) != storages_of(simpler)
+            node.replace_all_uses_with(simpler)
+            erase_dead(program.graph, [node])
+        if moved:  # views of a copy that is gone are views of its source now
+            retype(program, program.graph)
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """What the caller sees: values returned, how often each storage is, and storages written to."""
+
+    returned: frozenset[fx.Node]
+    shared: Counter[int]
+    inputs: frozenset[int]
+    written: frozenset[int]
+
+    @staticmethod
+    def of(program: Program) -> "_Outside":
+        returned = [v for v in program.output_values() if isinstance(v, fx.Node)]
+        written = [
+            n.args[0]
+            for n in program.graph.nodes
+            if n.op == "call_function" and getattr(n.target, "_schema", None) is not None
+            if n.target._schema.is_mutable
+        ]
+        return _Outside(
+            frozenset(returned),
+            Counter(key for v in returned for key in storages_of(v)),
+            frozenset(k for n in program.placeholders() for k in storages_of(n)),
+            frozenset(k for n in written for k in storages_of(n)),
+        )
+
+    def may_replace(self, node: fx.Node, simpler: fx.Node) -> bool:
+        """Whether the caller cannot tell ``simpler`` from ``node``.
+
+        A returned value must keep a storage of its own, of its own size; and a copy of something that is
+        written to later must stay a copy.
+        """
+        if not same_type(value_of(node), value_of(simpler)):
+            return False
+        old, new = storages_of(node), storages_of(simpler)
+        if old != new and any(key in self.written for key in new):
+            return False
+        if node not in self.returned:
+            return True
+        seen_outside = simpler in self.returned or any(k in self.inputs for k in new)
+        fits = sorted(old.values()) == sorted(new.values())
+        return not seen_outside and fits and not any(self.shared[k] for k in new if k not in old)
+
+
+def _simpler(node: fx.Node) -> fx.Node | None:
+    """An earlier value that equals ``node``, if its op says so."""
+    rule = _RULES.get(node.target)
+    return rule(node) if rule is not None else None
+
+
+def _operand(node: fx.Node) -> fx.Node | None:
+    source = node.args[0]
+    return source if isinstance(source, fx.Node) else None
+
+
+def _undone(node: fx.Node) -> fx.Node | None:
+    """``x`` of ``t(t(x))``, or of two transposes of the same dimensions."""
+    inner = node.args[0]
+    if not isinstance(inner, fx.Node) or inner.target is not node.target:
+        return None
+    return _operand(inner) if inner.args[1:] == node.args[1:] else None
+
+
+def _permuted_back(node: fx.Node) -> fx.Node | None:
+    inner: Any = node.args[0]
+    if not isinstance(inner, fx.Node) or inner.target is not node.target:
+        return None
+    first, second = list(inner.args[1]), list(node.args[1])  # type: ignore[arg-type]
+    back = [first[d] for d in second] == list(range(len(first)))
+    return _operand(inner) if back else None
+
+
+def _copied(node: fx.Node) -> fx.Node | None:
+    """The source of ``copy(empty, source)``."""
+    target, source = node.args[:2]
+    fresh = isinstance(target, fx.Node) and target.target in _EMPTY
+    return source if fresh and isinstance(source, fx.Node) else None
+
+
+def _same_cast(node: fx.Node, casts: dict[Any, fx.Node]) -> fx.Node | None:
+    """An earlier cast of the same value to the same dtype in the same phase."""
+    if node.target is not aten._to_copy.default:
+        return None
+    key = (node.args, tuple(sorted(node.kwargs.items())), stamp_of(node).phase)
+    earlier = casts.setdefault(key, node)
+    return earlier if earlier is not node else None
+
+
+_EMPTY = (aten.empty_like.default, aten.empty.memory_format, aten.empty_strided.default)
+_RULES: dict[Any, Callable[[fx.Node], fx.Node | None]] = {
+    aten.detach.default: _operand,
+    aten.alias.default: _operand,
+    aten.view.default: _operand,
+    aten._unsafe_view.default: _operand,
+    aten.expand.default: _operand,
+    aten.slice.Tensor: _operand,
+    aten.clone.default: _operand,
+    aten._to_copy.default: _operand,
+    aten.t.default: _undone,
+    aten.transpose.int: _undone,
+    aten.permute.default: _permuted_back,
+    aten.copy.default: _copied,
+}

@@ -1,0 +1,243 @@
+"""Turn parameter reads into gathers and gradients into reductions, as a ZeRO stage places them.
+
+before:
+  %w_full: f32[8, 4] = zc.param(%w, [8, 4], 0, "dp", 4, f32, f32, 0)
+  %w_grad: f32[2, 4] = zc.grad(%mm_1, [2, 4], [8, 4], 0, "dp", 4, f32, f32, 0)
+after:
+  %w_gather: f32[8, 4] = c10d.all_gather_into_tensor(%w, 4, "dp")
+  %w_full: f32[8, 4] = c10d.wait_tensor(%w_gather)
+  %w_grad_scatter: f32[2, 4] = c10d.reduce_scatter_tensor(%mm_1, "avg", 4, "dp")
+  %w_grad: f32[2, 4] = c10d.wait_tensor(%w_grad_scatter)
+
+The stages are those of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter
+Models" (arXiv:1910.02054), section 5.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from zc.errors import PipelineError
+from zc.pipelines.pass_base import Kind, Pass
+from zc.pipelines.units import Bytes
+from zc.program.analysis import dependents, parameter_sources, sink
+from zc.program.collectives import C10D, WAIT
+from zc.program.edit import Editor, erase_dead, node_name
+from zc.program.packing import pack, unpack
+from zc.program.program import Program, value_of
+from zc.program.stamps import BACKWARD, set_stamp, stamp_of
+from zc.program.tables import Param
+from zc.program.types import retype, same_type
+from zc.state.markers import GRAD, PARAM
+
+aten: Any = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ShardParams(Pass):
+    """Markers become gather + wait and reduce + wait, where ``zero_stage`` places them.
+
+    0: parameters replicated, gradients all-reduced. 1: parameters gathered once a step, gradients
+    reduce-scattered together at its end. 2: as 1, each gradient reduce-scattered as soon as it is
+    complete. 3: parameters gathered where they are used, released, and gathered again in backward.
+    """
+
+    kind: ClassVar[Kind] = "required"
+    provides: ClassVar[frozenset[str]] = frozenset({"sharded_params"})
+    zero_stage: int = 3  # 0, 1, 2 or 3
+    persist_below: Bytes = Bytes(0)  # bytes of a full parameter; smaller ones stay gathered
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise PipelineError(f"zero_stage must be 0, 1, 2 or 3, not {self.zero_stage!r}")
+
+    def run(self, program: Program) -> None:
+        """Rewrite every marker of ``program``.
+
+        Raises:
+            PipelineError: when parameters at rest do not suit the stage.
+        """
+        check_at_rest(program, self.zero_stage)
+        edit = Editor(program, program.graph, made_by=self.name)
+        reads = program.graph.find_nodes(op="call_function", target=PARAM)
+        for read in reads:
+            cast_before_gather(edit, read)
+        kept = [p.name for p in program.params.values() if _full_bytes(p) < self.persist_below]
+        if self.zero_stage == 3:
+            gather_again(edit, set(kept))
+        sink(program.graph, set(parameter_sources(program.graph)))
+        grads = program.graph.find_nodes(op="call_function", target=GRAD)
+        if self.zero_stage == 1:
+            move_to_end(program.graph, set(grads))
+        else:
+            reduce_when_complete(grads)
+        reads = program.graph.find_nodes(op="call_function", target=PARAM)
+        changed = [not lower_read(edit, read) for read in reads]
+        changed += [not lower_gradient(edit, grad) for grad in grads]
+        if changed:  # views of what a marker returned now share another storage
+            retype(program, program.graph)
+        program.rules |= {"zero_stage": self.zero_stage, "kept_gathered": tuple(kept)}
+
+
+def check_at_rest(program: Program, zero_stage: int) -> None:
+    """Refuse sharded parameters under stage 0 and unsharded ones under the others."""
+    for param in program.params.values():
+        if zero_stage == 0 and not param.layout.replicated:
+            raise PipelineError(
+                f"parameter '{param.name}' is sharded, and zero_stage 0 keeps parameters whole; use "
+                f"zero1, zero2 or zero3, or do not call zc.shard on this model"
+            )
+        unsharded = param.trainable and not param.managed and param.layout.world > 1
+        if zero_stage > 0 and unsharded:
+            raise PipelineError(
+                f"parameter '{param.name}' is not sharded, and zero_stage {zero_stage} needs it to be; "
+                f"call zc.shard(model) before the optimizer is built, or use zero0"
+            )
+
+
+def cast_before_gather(edit: Editor, read: fx.Node) -> None:
+    """Gather in the dtype of the readers when all of them cast the parameter to one smaller dtype."""
+    casts = list(read.users)
+    if not casts or any(set(c.kwargs) != {"dtype"} or not _is_cast(c) for c in casts):
+        return
+    dtypes = {c.kwargs["dtype"] for c in casts}
+    dtype: Any = next(iter(dtypes))
+    if len(dtypes) > 1 or dtype.itemsize >= value_of(read).dtype.itemsize:
+        return
+    with edit.before(read, param=stamp_of(read).param):
+        small = edit.call(PARAM, *read.args[:5], dtype, *read.args[6:], name=read.name)
+    for cast in casts:
+        cast.replace_all_uses_with(small)
+    erase_dead(edit.graph, casts)
+
+
+def gather_again(edit: Editor, kept: set[str]) -> None:
+    """Give backward its own copies of what forward computed from parameters alone."""
+    sources = parameter_sources(edit.graph)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in list(edit.graph.nodes):
+        if node.op != "call_function" or stamp_of(node).phase != BACKWARD:
+            continue
+        for source in node.all_input_nodes:
+            if source in sources and not sources[source] <= kept:
+                again = _copy_chain(edit, source, node, sources, kept, copies)
+                node.replace_input_with(source, again)
+
+
+def _copy_chain(
+    edit: Editor,
+    wanted: fx.Node,
+    before: fx.Node,
+    sources: dict[fx.Node, frozenset[str]],
+    kept: set[str],
+    copies: dict[fx.Node, fx.Node],
+) -> fx.Node:
+    pending = [wanted]
+    while pending:
+        node = pending[-1]
+        missing = [
+            s
+            for s in node.all_input_nodes
+            if s in sources and s not in copies and not sources[s] <= kept
+        ]
+        if missing:
+            pending.extend(missing)
+            continue
+        pending.pop()
+        if node in copies:
+            continue
+        with edit.graph.inserting_before(before):
+            copy = edit.graph.node_copy(node, lambda n: copies.get(n, n))
+        copy._rename(f"{node.name}_again")
+        stamp = replace(stamp_of(node), phase=BACKWARD, made_by=edit.made_by)
+        set_stamp(copy, stamp)
+        copy.meta["val"] = edit.derive(copy)
+        copies[node] = copy
+    return copies[wanted]
+
+
+def move_to_end(graph: fx.Graph, grads: set[fx.Node]) -> None:
+    """Put gradient reductions, and all that reads them, behind everything else."""
+    (output,) = graph.find_nodes(op="output")
+    for node in dependents(graph, grads):
+        output.prepend(node)
+
+
+def reduce_when_complete(grads: list[fx.Node]) -> None:
+    """Put each gradient's reduction right behind what computes the gradient."""
+    for grad in grads:
+        grad.all_input_nodes[0].append(grad)
+
+
+def lower_read(edit: Editor, read: fx.Node) -> bool:
+    """Replace ``zc.param`` by cast, gather, wait and unpacking; whether its type stayed the same."""
+    param = edit.program.params[stamp_of(read).param]
+    shard: Any = read.args[0]
+    dtype: Any = read.args[5]
+    layout, name = param.layout, read.name.replace("_read", "_full")
+    value = shard
+    with edit.before(read, param=param.name):
+        if layout.replicated:
+            if dtype != param.dtype:
+                value = edit.call(aten._to_copy.default, value, dtype=dtype, name=name)
+        else:
+            early = dtype.itemsize <= param.dtype.itemsize
+            if early and dtype != param.dtype:
+                value = edit.call(aten._to_copy.default, value, dtype=dtype)
+            gather = edit.call(
+                C10D.all_gather_into_tensor.default,
+                *(value, layout.world, layout.axis),
+                name=f"{shard.name}_gather",
+            )
+            value = edit.call(WAIT, gather, name=name)
+            value = unpack(edit.call, value, layout, name=f"{shard.name}_unpacked")
+            if not early:
+                value = edit.call(aten._to_copy.default, value, dtype=dtype)
+    return _replace(edit, read, value)
+
+
+def lower_gradient(edit: Editor, grad: fx.Node) -> bool:
+    """Replace ``zc.grad`` by cast, packing, reduction, wait; whether its type stayed the same."""
+    param = edit.program.params[stamp_of(grad).param]
+    value: Any = grad.args[0]
+    layout = param.layout
+    subject = node_name(param.name)
+    with edit.before(grad, param=param.name):
+        if value_of(value).dtype != param.reduce_dtype:
+            value = edit.call(aten._to_copy.default, value, dtype=param.reduce_dtype)
+        if not layout.replicated:
+            contiguous = value_of(value).is_contiguous()
+            packed = pack(edit.call, value, layout, contiguous=contiguous)
+            scatter = edit.call(
+                C10D.reduce_scatter_tensor.default,
+                *(packed, "avg", layout.world, layout.axis),
+                name=f"{subject}_grad_scatter",
+            )
+            value = edit.call(WAIT, scatter, name=f"{subject}_grad")
+        elif layout.world > 1:
+            reduce = edit.call(
+                C10D.all_reduce.default,
+                *(value, "avg", layout.axis),
+                name=f"{subject}_grad_reduce",
+            )
+            value = edit.call(WAIT, reduce, name=f"{subject}_grad")
+        if value_of(value).dtype != param.dtype:
+            value = edit.call(aten._to_copy.default, value, dtype=param.dtype)
+    return _replace(edit, grad, value)
+
+
+def _replace(edit: Editor, marker: fx.Node, value: fx.Node) -> bool:
+    same = same_type(value_of(marker), value_of(value))
+    marker.replace_all_uses_with(value)
+    edit.graph.erase_node(marker)
+    return same
+
+
+def _is_cast(node: fx.Node) -> bool:
+    return node.target is aten._to_copy.default
+
+
+def _full_bytes(param: Param) -> int:
+    return torch.Size(param.shape).numel() * param.compute_dtype.itemsize

@@ -1,0 +1,163 @@
+"""The ``zero`` backend of ``torch.compile``: capture, passes, verification, execution, put together."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc import plan, torch_private
+from zc.capture.arguments import (
+    Argument,
+    describe_arguments,
+    mark_plain_parameters,
+    tag_reads,
+)
+from zc.capture.build import Traced, build_program
+from zc.capture.naming import function_name
+from zc.capture.session import current_session
+from zc.comm.groups import default_mesh, registered_mesh
+from zc.debug.attach import dump_instruments
+from zc.errors import ZcError
+from zc.options import Settings, read_options
+from zc.pipelines.manager import run_passes
+from zc.program.mesh import Mesh
+from zc.program.program import Program
+from zc.program.tables import Output
+from zc.run.executor import build_loop
+from zc.run.split import split_program
+
+_SAVED = Output("user", "saved")
+
+torch_private.check_version()
+torch_private.configure_dynamo()
+
+
+def zero(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compile one Dynamo graph; torch finds this function by the name ``zero``.
+
+    Args:
+        graph_module: what Dynamo traced.
+        example_inputs: the arguments of the call that is being compiled.
+        options: ``passes``, ``executor``, ``dump``, ``verify``; see ``zc.options``.
+
+    Raises:
+        ZcError: for anything that cannot be compiled as asked, before the first step runs.
+    """
+    settings = read_options(options)
+    torch_private.trace_again_if_needed(graph_module, _has_external_graph(example_inputs))
+    if torch_private.backward_outside(graph_module):
+        _say_detach(function_name(graph_module))
+    arguments = describe_arguments(graph_module.graph, example_inputs)
+    mesh = _mesh_of(example_inputs)
+    tag_reads(graph_module)
+    mark_plain_parameters(graph_module, arguments, example_inputs, mesh)
+    name = function_name(graph_module)
+    compilation = Compilation(settings, arguments, mesh, name, _ids(arguments, example_inputs))
+    return torch_private.compile_for_autograd(
+        graph_module,
+        example_inputs,
+        partition=compilation.partition,
+        forward=compilation.forward,
+        backward=compilation.backward,
+        whole=compilation.whole,
+    )
+
+
+class Compilation:
+    """One Dynamo graph on its way through AOTAutograd, which calls the methods below."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        arguments: list[Argument],
+        mesh: Mesh,
+        name: str,
+        param_ids: set[str],
+    ) -> None:
+        self._settings = settings
+        self._arguments = arguments
+        self._mesh = mesh
+        self._name = name
+        self._param_ids = param_ids
+        self._executor = "interpret"
+        self._program: Program | None = None
+
+    def partition(
+        self, joint: fx.GraphModule, _inputs: Any, *, num_fwd_outputs: int, **_: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Run the passes on a joint graph, then split it."""
+        self._program = self._prepare(joint, num_fwd_outputs)
+        return split_program(self._program)
+
+    def forward(self, half: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        """The forward half as a boxed function: outputs, then what backward needs."""
+        return self._half(half, "forward")
+
+    def backward(self, half: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        """The backward half as a boxed function."""
+        return self._half(half, "backward")
+
+    def whole(self, module: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        """A graph that runs as one: inference, or a step with ``backward()`` inside."""
+        program = self._prepare(module, None)
+        return self._runnable(program, program.graph, program.outputs, "step")
+
+    def _half(self, half: fx.GraphModule, phase: str) -> Callable[..., Any]:
+        program = self._program
+        if program is None:
+            raise ZcError(f"{phase} half of {self._name} arrived before its joint graph")
+        values: Any = half.graph.find_nodes(op="output")[0].args[0]
+        own = [o for o in program.outputs if o.phase == phase]
+        outputs = own + [_SAVED] * (len(values) - len(own))
+        return self._runnable(program, half.graph, outputs, phase)
+
+    def _runnable(
+        self, program: Program, graph: fx.Graph, outputs: list[Output], name: str
+    ) -> Callable[..., Any]:
+        def build() -> Callable[[list[Any]], list[Any]]:
+            return build_loop(program, graph, outputs, self._executor, name)
+
+        return current_session().wrap(program, build)
+
+    def _prepare(self, module: fx.GraphModule, forward_outputs: int | None) -> Program:
+        traced = Traced(module, self._arguments, self._mesh, self._name, forward_outputs)
+        program = build_program(traced)
+        sharded = any(a.sharded for a in self._arguments)
+        pipeline = self._settings.pipeline_for(sharded)
+        self._executor = pipeline.executor
+        instruments = dump_instruments(self._settings.dump, pipeline)
+        run_passes(program, pipeline, instruments, verify=self._settings.verify)
+        plan.agree(program, self._param_ids)
+        current_session().finished(program)
+        return program
+
+
+def _has_external_graph(example_inputs: Sequence[Any]) -> bool:
+    """Whether some argument is a result of differentiable code outside the compiled function."""
+    tensors = [x for x in example_inputs if isinstance(x, torch.Tensor)]
+    return any(x.requires_grad and not x.is_leaf for x in tensors)
+
+
+def _say_detach(name: str) -> None:
+    warnings.warn(
+        f"{name} returns a loss whose graph its backward() has used up, so forward and backward are "
+        f"compiled apart (level 1); return loss.detach() to compile the whole step as one program",
+        stacklevel=2,
+    )
+
+
+def _ids(arguments: Sequence[Argument], example_inputs: Sequence[Any]) -> set[str]:
+    """Identities of the parameters among the arguments: a parameter outlives its programs."""
+    return {str(id(x)) for a, x in zip(arguments, example_inputs, strict=True) if a.kind == "param"}
+
+
+def _mesh_of(example_inputs: Sequence[Any]) -> Mesh:
+    sharded = any(hasattr(x, "device_mesh") for x in example_inputs if isinstance(x, torch.Tensor))
+    return registered_mesh() if sharded else default_mesh()

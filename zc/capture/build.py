@@ -1,0 +1,230 @@
+"""From a traced aten graph to a logical ``Program``.
+
+    AOTAutograd's graph:  %view = aten.view(%primals_1, [2, 4]);  %param = zc.param(%view, ...)
+    Program:              input %a_weight: f32[2, 4] {param 'a.weight' shard=dp:0}
+                          %a_weight_full: f32[8, 4] = zc.param(%a_weight, ...)
+
+Phases and sources are stamped, parameters named and read once, every gradient reduced once, randomness made
+explicit, and all types derived anew, so that passes may trust them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc import torch_private
+from zc.capture import checkpointing, markers_merge, randomness
+from zc.capture.arguments import Argument
+from zc.capture.provenance import stamp_captured
+from zc.errors import CaptureError
+from zc.program.edit import node_name
+from zc.program.mesh import Mesh
+from zc.program.printer import print_node
+from zc.program.program import Program, input_of, set_input, value_of
+from zc.program.tables import Input, Output, Param
+from zc.program.types import derive, retype
+from zc.state.markers import PARAM, layout_from_args
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What capture knows about one traced graph.
+
+    ``forward_outputs`` is how many leading outputs the forward half of a joint graph returns, ``None``
+    for a graph that runs as a whole.
+    """
+
+    module: fx.GraphModule
+    arguments: Sequence[Argument]
+    mesh: Mesh
+    name: str
+    forward_outputs: int | None = None
+    ties: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def build_program(traced: Traced) -> Program:
+    """The logical program of one traced graph; the graph is taken over, not copied.
+
+    Raises:
+        CaptureError: for what cannot be expressed: an unknown random op, a full parameter that would
+            leave the program, parameters on meshes of different ranks.
+    """
+    graph = traced.module.graph
+    fake_mode = torch_private.fake_mode_of([value_of(n) for n in graph.nodes])
+    program = Program(
+        name=traced.name,
+        level=2,
+        mesh=traced.mesh,
+        graphs={"step": graph},
+        outputs=[],
+        fake_mode=fake_mode,
+        constants=_constants(traced.module),
+    )
+    _bind_inputs(program, traced.arguments)
+    stamp_captured(graph)
+    backward = any(torch_private.is_backward(n) for n in graph.nodes)
+    program.training = backward
+    program.level = 2 if traced.forward_outputs is None and backward else 1
+    program.forward_outputs = traced.forward_outputs or 0
+    _fill_params(program, traced)
+    markers_merge.canonicalize(program)
+    _describe_outputs(program, traced.arguments)
+    _name_inputs(program)
+    randomness.make_explicit(program)
+    checkpointing.recompute_tagged(program)
+    graph.eliminate_dead_code(is_impure_node=_keep)
+    _retype(program)
+    _refuse_leaking_parameters(program)
+    return program
+
+
+def _constants(module: fx.GraphModule) -> dict[str, Any]:
+    nodes = module.graph.find_nodes(op="get_attr")
+    found = {}
+    for node in nodes:
+        value: Any = module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        found[str(node.target)] = value
+    return found
+
+
+def _bind_inputs(program: Program, arguments: Sequence[Argument]) -> None:
+    for index, node in enumerate(program.graph.find_nodes(op="placeholder")):
+        source = torch_private.dynamo_input_index(node)
+        argument = arguments[source] if source is not None else None
+        value = value_of(node)
+        if torch_private.is_tangent(node) and isinstance(value, torch.Tensor):
+            set_input(node, Input("tangent", "", index))
+        elif isinstance(value, (torch.SymInt, int, torch.SymFloat, float)):
+            set_input(node, Input("symbol", argument.name if argument else "", index))
+        elif not isinstance(value, torch.Tensor):
+            set_input(node, Input("opaque", "", index))
+        elif argument is None:
+            set_input(node, Input("user", "", index))
+        else:
+            kind = argument.kind if argument.kind != "symbol" else "user"
+            set_input(node, Input(kind, argument.name, index))  # type: ignore[arg-type]
+
+
+def _fill_params(program: Program, traced: Traced) -> None:
+    """Enter parameters into the table: sharded and trainable ones from their markers."""
+    marked = {n.args[7]: n for n in program.graph.find_nodes(op="call_function", target=PARAM)}
+    for node in program.placeholders("param"):
+        name = input_of(node).subject
+        argument = next(a for a in traced.arguments if a.name == name)
+        marker = marked.get(argument.index)
+        value = value_of(node)
+        dtype, reduce_dtype = value.dtype, value.dtype
+        layout = layout_from_args(value.shape, -1, "dp", traced.mesh.size("dp"))
+        if marker is not None:
+            _, shape, dim, axis, world, dtype, reduce_dtype, _ = marker.args
+            layout = layout_from_args(shape, dim, axis, world)
+        program.params[name] = Param(
+            name=name,
+            id=len(program.params),
+            shape=layout.shape,
+            dtype=value.dtype,
+            compute_dtype=dtype,
+            reduce_dtype=reduce_dtype,
+            layouts={layout.axis: layout},
+            trainable=argument.trainable,
+            managed=argument.sharded,
+            ties=traced.ties.get(name, ()),
+        )
+
+
+def _describe_outputs(program: Program, arguments: Sequence[Argument]) -> None:
+    output = program.output_node()
+    descriptions = output.meta.get("desc") or [None] * len(program.output_values())
+    reduced = markers_merge.local_gradients(program)
+    program.outputs = []
+    for i, value in enumerate(program.output_values()):
+        source = torch_private.output_gradient_of(descriptions[i])
+        forward = i < program.forward_outputs or program.level == 2 or not program.training
+        phase = "forward" if forward else "backward"
+        kind, subject = "user", ""
+        if value is None:
+            kind = "none"
+        elif not isinstance(value, fx.Node):
+            kind = "user"
+        elif not isinstance(value_of(value), torch.Tensor):
+            kind = "opaque"
+        elif source is not None and arguments[source].name in program.params:
+            kind, subject = "grad", arguments[source].name
+        elif value in reduced:
+            kind, subject = "grad", reduced[value]
+        program.outputs.append(Output(kind, subject, phase))  # type: ignore[arg-type]
+
+
+def _name_inputs(program: Program) -> None:
+    """Name the inputs and reads of parameters after the parameter."""
+    for node in program.placeholders("param"):
+        node._rename(node_name(input_of(node).subject))
+        node.target = node.name
+        for user in node.users:
+            if user.target is PARAM:
+                user._rename(f"{node.name}_read")
+
+
+def _keep(node: fx.Node) -> bool:
+    """What dead-code elimination must keep: inputs, the output, and what writes."""
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _retype(program: Program) -> None:
+    for node in program.placeholders():
+        if input_of(node).kind in ("param", "grad"):
+            name = input_of(node).subject.removesuffix(".grad")
+            param = program.params.get(name)
+            if param is not None and tuple(value_of(node).shape) != param.layout.storage_shape:
+                with program.fake_mode:
+                    value = value_of(node)
+                    node.meta["val"] = value.new_empty(param.layout.storage_shape)
+    try:
+        retype(program, program.graph)
+    except Exception as error:
+        node = _first_failing(program)
+        raise CaptureError(
+            f"type of {print_node(node) if node else program.name} cannot be derived: {error}; please "
+            f"report this with the dump of options={{'dump': DIR}}"
+        ) from error
+
+
+def _first_failing(program: Program) -> fx.Node | None:
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            try:
+                derive(node, program.fake_mode)
+            except Exception:  # any op may raise anything
+                return node
+    return None
+
+
+def _refuse_leaking_parameters(program: Program) -> None:
+    """A sharded parameter's full value must not be an output: it would stay gathered outside."""
+    full = {
+        value_of(n).untyped_storage()._cdata: n
+        for n in program.graph.find_nodes(op="call_function", target=PARAM)
+        if not program.params[input_of(n.args[0]).subject].layout.replicated
+    }
+    for value, info in zip(program.output_values(), program.outputs, strict=True):
+        if info.kind != "user" or not isinstance(value, fx.Node):
+            continue
+        if not isinstance(value_of(value), torch.Tensor):
+            continue
+        marker = full.get(value_of(value).untyped_storage()._cdata)
+        if marker is None:
+            continue
+        name = input_of(marker.args[0]).subject
+        raise CaptureError(
+            f"parameter '{name}' is read in {program.name} and its full value leaves this compiled "
+            f"piece (a graph break lies between the read and its use, or the function returns it); "
+            f"read the weight after the break, or remove the break: TORCH_LOGS=graph_breaks shows it"
+        )

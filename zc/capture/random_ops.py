@@ -1,0 +1,71 @@
+"""Random numbers as functions of a seed and an offset, so that recomputing one draws the same again.
+
+    zc::uniform(seed, offset, size)   f32-exact uniform numbers of [0, 1)
+    zc::normal(seed, offset, size)    standard normal numbers
+    zc::randint(seed, offset, low, high, size)
+
+``seed`` is program state, drawn anew for every call from torch's default generator (so
+``torch.manual_seed`` decides it); ``offset`` numbers the random nodes of a program.
+"""
+
+from typing import Any
+
+import torch
+
+_KIND = "ScalarType dtype, Device device"
+_library = torch.library.Library("zc", "FRAGMENT")
+_library.define(f"uniform(Tensor seed, int offset, SymInt[] size, {_KIND}) -> Tensor")
+_library.define(f"normal(Tensor seed, int offset, SymInt[] size, {_KIND}) -> Tensor")
+_library.define(
+    f"randint(Tensor seed, int offset, SymInt low, SymInt high, SymInt[] size, {_KIND}) -> Tensor"
+)
+UNIFORM: Any = torch.ops.zc.uniform.default
+NORMAL: Any = torch.ops.zc.normal.default
+RANDINT: Any = torch.ops.zc.randint.default
+_ODD = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads successive offsets (Knuth, TAOCP 3, 6.4)
+
+
+def generator_for(seed: torch.Tensor, offset: int, device: torch.device) -> torch.Generator:
+    """A generator whose stream depends on ``seed`` and ``offset`` alone."""
+    generator = torch.Generator(device=device)
+    generator.manual_seed((int(seed) + (offset + 1) * _ODD) % 2**63)
+    return generator
+
+
+@torch.library.register_fake("zc::uniform")
+def _uniform_type(seed: Any, offset: int, size: Any, dtype: Any, device: Any) -> torch.Tensor:
+    return seed.new_empty(size, dtype=dtype, device=device)
+
+
+@torch.library.register_fake("zc::normal")
+def _normal_type(seed: Any, offset: int, size: Any, dtype: Any, device: Any) -> torch.Tensor:
+    return seed.new_empty(size, dtype=dtype, device=device)
+
+
+@torch.library.register_fake("zc::randint")
+def _randint_type(
+    seed: Any, offset: int, low: int, high: int, size: Any, dtype: Any, device: Any
+) -> torch.Tensor:
+    return seed.new_empty(size, dtype=dtype, device=device)
+
+
+def _uniform(seed: Any, offset: int, size: Any, dtype: Any, device: Any) -> torch.Tensor:
+    generator = generator_for(seed, offset, device)
+    return torch.rand(size, dtype=dtype, device=device, generator=generator)
+
+
+def _normal(seed: Any, offset: int, size: Any, dtype: Any, device: Any) -> torch.Tensor:
+    generator = generator_for(seed, offset, device)
+    return torch.randn(size, dtype=dtype, device=device, generator=generator)
+
+
+def _randint(
+    seed: Any, offset: int, low: int, high: int, size: Any, dtype: Any, device: Any
+) -> torch.Tensor:
+    generator = generator_for(seed, offset, device)
+    return torch.randint(low, high, size, dtype=dtype, device=device, generator=generator)
+
+
+_library.impl("uniform", _uniform, "CompositeExplicitAutograd")
+_library.impl("normal", _normal, "CompositeExplicitAutograd")
+_library.impl("randint", _randint, "CompositeExplicitAutograd")

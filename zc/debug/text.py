@@ -1,0 +1,27 @@
+"""Numbers and names as dumps write them."""
+
+import re
+
+_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
+
+
+def show_bytes(count: float) -> str:
+    """``count`` bytes for people, in powers of 1000: ``512 B``, ``12.6 MB``, ``1.50 GB``."""
+    sign, value = ("-", -count) if count < 0 else ("", count)
+    unit = 0
+    while round(value, 1) >= 1000 and unit < len(_UNITS) - 1:
+        value /= 1000
+        unit += 1
+    digits = 0 if unit == 0 or value >= 100 else 1 if value >= 10 else 2
+    return f"{sign}{value:.{digits}f} {_UNITS[unit]}"
+
+
+def show_count(count: int, one: str, many: str = "") -> str:
+    """``1 node``, ``12,345 nodes``; ``many`` is ``one`` with an s unless given."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def slug_of(name: str) -> str:
+    """A folder name for the program ``name``: letters, digits, dots, dashes, underscores."""
+    words = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    return words[-80:].strip("-.") or "program"

@@ -1,0 +1,102 @@
+"""The pass manager: runs the passes of a pass pipeline in order, times and verifies each.
+
+run_passes(program, PassPipeline.builtin("zero3"), instruments=[Dump(folder)])
+"""
+
+import time
+from collections.abc import Sequence
+
+from zc.errors import PipelineError, VerifyError
+from zc.pipelines.contract import check_order
+from zc.pipelines.instrument import Instrument
+from zc.pipelines.located import nearest
+from zc.pipelines.pass_base import Pass
+from zc.pipelines.pipeline import PassPipeline
+from zc.program.program import Program
+from zc.verify import verify as verify_program
+
+
+def run_passes(
+    program: Program,
+    pipeline: PassPipeline,
+    instruments: Sequence[Instrument] = (),
+    *,
+    verify: bool = True,
+    skip: frozenset[str] = frozenset(),
+) -> None:
+    """Rewrite ``program`` in place with the passes of ``pipeline``.
+
+    The program is verified as it comes and after every pass; the types of all nodes are derived
+    anew at the beginning and at the end, in between only where something changed. Instruments are
+    called before the verifier, so that a dump shows the program that it refuses.
+
+    Args:
+        program: as captured.
+        pipeline: what to run; its ``memory_cap`` becomes the program's after the last pass.
+        instruments: called around every pass.
+        verify: whether to verify.
+        skip: names of optional and numeric passes to leave out, for bisection.
+
+    Raises:
+        PipelineError: when a pass fails (its error is the cause), or on a wrong ``skip``.
+        VerifyError: when the program as captured, or what a pass leaves, breaks a rule.
+    """
+    passes = select_passes(pipeline, skip)
+    for instrument in instruments:
+        instrument.before_passes(program, passes)
+    if verify:
+        _verify(program, "before the first pass", full=True)
+    for index, item in enumerate(passes, start=1):
+        seconds = _run_one(item, index, program)
+        for instrument in instruments:
+            instrument.after_pass(index, item, program, seconds)
+        last = index == len(passes)
+        if last and pipeline.memory_cap is not None:
+            program.cap_bytes = int(pipeline.memory_cap)
+        if verify:
+            _verify(program, f"after pass {index}, '{item.name}'", full=last)
+    for instrument in instruments:
+        instrument.after_passes(program)
+
+
+def select_passes(pipeline: PassPipeline, skip: frozenset[str] = frozenset()) -> tuple[Pass, ...]:
+    """The passes of ``pipeline`` without those named in ``skip``.
+
+    Raises:
+        PipelineError: for an unknown name, a required pass, and a pass that later ones need.
+    """
+    kinds = {item.name: item.kind for item in pipeline.passes}
+    for name in sorted(skip):
+        if name not in kinds:
+            raise PipelineError(
+                f"cannot skip '{name}': pass pipeline '{pipeline.name}' has no such pass"
+                f"{nearest(name, kinds)}"
+            )
+        if kinds[name] == "required":
+            raise PipelineError(f"cannot skip '{name}': it is a required pass")
+    kept = [(i, item) for i, item in enumerate(pipeline.passes) if item.name not in skip]
+    passes = tuple(item for _, item in kept)
+    try:
+        check_order(passes, tuple(f"passes[{i}]" for i, _ in kept))
+    except PipelineError as error:
+        skipped = ", ".join(f"'{name}'" for name in sorted(skip))
+        raise PipelineError(f"cannot skip {skipped}: {error}") from error
+    return passes
+
+
+def _run_one(item: Pass, index: int, program: Program) -> float:
+    """Run one pass; the seconds it took."""
+    start = time.perf_counter()
+    try:
+        item.run(program)
+    except Exception as error:
+        kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
+        raise PipelineError(f"pass {index}, '{item.name}', failed: {kind}{error}") from error
+    return time.perf_counter() - start
+
+
+def _verify(program: Program, when: str, *, full: bool) -> None:
+    try:
+        verify_program(program, full=full)
+    except VerifyError as error:
+        raise VerifyError(f"{when}: {error}") from error

@@ -1,0 +1,85 @@
+"""Facts about a graph that several passes ask for."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc.program.program import input_of
+from zc.program.stamps import FORWARD, stamp_of
+
+
+def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
+    """Forward values computed from parameters alone, with the parameters they come from.
+
+    A value counts when at least one parameter goes into it and nothing else does but constants: the full
+    parameter, its transpose, its cast, a weight-normalised weight. Inputs themselves do not count.
+    """
+    free: set[fx.Node] = set()
+    found: dict[fx.Node, frozenset[str]] = {}
+    shards: dict[fx.Node, frozenset[str]] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            free.add(node)
+        elif node.op == "placeholder" and input_of(node).kind == "param":
+            shards[node] = frozenset({input_of(node).subject})
+        if node.op != "call_function" or stamp_of(node).phase != FORWARD or _writes(node):
+            continue
+        sources = node.all_input_nodes
+        names = [found.get(s) or shards.get(s) for s in sources if s not in free]
+        if not names:
+            free.add(node)
+        elif all(names):
+            found[node] = frozenset().union(*names)  # type: ignore[arg-type]
+    return found
+
+
+def sink(graph: fx.Graph, nodes: set[fx.Node]) -> None:
+    """Move each of ``nodes`` down to just before its first user, keeping their order valid.
+
+    Linear in the graph: nodes are taken from the end, so users are where they will stay; those that land
+    before one anchor are stacked upwards in front of it.
+    """
+    order: dict[fx.Node, tuple[int, int]] = {n: (i, 0) for i, n in enumerate(graph.nodes)}
+    anchor_of: dict[fx.Node, fx.Node] = {}
+    head: dict[fx.Node, fx.Node] = {}
+    for count, node in enumerate(reversed(list(graph.nodes))):
+        if node not in nodes or not node.users:
+            continue
+        first = min(node.users, key=order.__getitem__)
+        anchor = anchor_of.get(first, first)
+        head.get(anchor, anchor).prepend(node)
+        head[anchor] = node
+        anchor_of[node] = anchor
+        order[node] = (order[anchor][0], -count)
+
+
+def dependents(graph: fx.Graph, roots: set[fx.Node]) -> list[fx.Node]:
+    """``roots`` and every computed node that depends on one, in order."""
+    reached = set(roots)
+    found = []
+    for node in graph.nodes:
+        if node in reached or any(s in reached for s in node.all_input_nodes):
+            reached.add(node)
+            if node.op == "call_function":
+                found.append(node)
+    return found
+
+
+def _writes(node: fx.Node) -> bool:
+    schema: Any = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether ``node`` draws from a generator behind the graph's back."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    names = [a.name for a in node.target._schema.arguments]
+    if "dropout_p" not in names:
+        return True
+    index = names.index("dropout_p")  # attention: random only when it drops
+    given = node.args[index] if index < len(node.args) else node.kwargs.get("dropout_p", 0.0)
+    return given != 0.0

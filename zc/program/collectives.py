@@ -1,0 +1,119 @@
+"""The table of collectives: what each op moves, on which axis and lane, and where it is waited for.
+
+Verifier, reports and cost model read this table and nothing else about communication. Bytes follow the ring
+formulas (Thakur et al. 2005; Rajbhandari et al. 1910.02054, section 7): with payload S (the full tensor)
+and N ranks, a gather or a reduce-scatter puts S(N-1)/N on each rank's wire, an all-reduce twice that.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc.program.mesh import Mesh
+from zc.program.program import Program, tensors_of
+from zc.program.stamps import Stamp, stamp_of
+
+C10D: Any = torch.ops._c10d_functional
+WAIT = C10D.wait_tensor.default
+
+
+@dataclass(frozen=True)
+class CollectiveSpec:
+    """What is true of every call of one collective op.
+
+    ``lane`` names the queue it runs on, ``axis_arg`` the position of the axis among its arguments,
+    ``payload`` gives the bytes of the full tensor, ``wire_factor`` the multiple of S(N-1)/N sent.
+    """
+
+    op: str
+    lane: str
+    axis_arg: int
+    payload: Callable[[fx.Node], int]
+    wire_factor: int = 1
+    pure: bool = True
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of a program: a row of the table."""
+
+    node: fx.Node
+    spec: CollectiveSpec
+    axis: str
+    group_size: int
+    payload_bytes: int
+    stamp: Stamp
+    waits: tuple[fx.Node, ...]
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes that each rank sends."""
+        n = self.group_size
+        return self.spec.wire_factor * self.payload_bytes * (n - 1) // n
+
+
+def output_bytes(node: fx.Node) -> int:
+    """Bytes of what ``node`` returns."""
+    return sum(nbytes(t) for t in tensors_of(node))
+
+
+def input_bytes(node: fx.Node) -> int:
+    """Bytes of what ``node`` reads."""
+    return sum(output_bytes(source) for source in node.all_input_nodes)
+
+
+def nbytes(tensor: torch.Tensor) -> int:
+    """Bytes of ``tensor``; symbolic sizes count as their hints."""
+    return hint(tensor.numel()) * tensor.element_size()
+
+
+def hint(size: int | torch.SymInt) -> int:
+    """``size`` as a number: a symbol stands for the size seen at capture."""
+    if isinstance(size, int):
+        return size
+    value = size.node.hint
+    return 0 if value is None else int(value)
+
+
+COLLECTIVES: dict[Any, CollectiveSpec] = {
+    C10D.all_gather_into_tensor.default: CollectiveSpec("all_gather", "gather", 2, output_bytes),
+    C10D.all_gather_into_tensor_coalesced.default: CollectiveSpec(
+        "all_gather", "gather", 2, output_bytes
+    ),
+    C10D.reduce_scatter_tensor.default: CollectiveSpec("reduce_scatter", "reduce", 3, input_bytes),
+    C10D.reduce_scatter_tensor_coalesced.default: CollectiveSpec(
+        "reduce_scatter", "reduce", 3, input_bytes
+    ),
+    C10D.all_reduce.default: CollectiveSpec("all_reduce", "reduce", 2, input_bytes, 2),
+    C10D.all_reduce_coalesced.default: CollectiveSpec("all_reduce", "reduce", 2, input_bytes, 2),
+    C10D.all_to_all_single.default: CollectiveSpec("all_to_all", "gather", 3, input_bytes),
+}
+
+
+def is_collective(node: fx.Node) -> bool:
+    """True for a node that starts a collective."""
+    return node.op == "call_function" and node.target in COLLECTIVES
+
+
+def is_wait(node: fx.Node) -> bool:
+    """True for a node that waits for one."""
+    return node.op == "call_function" and node.target is WAIT
+
+
+def collective_of(node: fx.Node, mesh: Mesh) -> Collective:
+    """The row of the table for one collective node."""
+    spec = COLLECTIVES[node.target]
+    axis = str(node.args[spec.axis_arg])
+    outputs = [node, *(u for u in node.users if not is_wait(u))]  # a coalesced one has getitems
+    waits = tuple(u for out in outputs for u in out.users if is_wait(u))
+    return Collective(node, spec, axis, mesh.size(axis), spec.payload(node), stamp_of(node), waits)
+
+
+def collectives_of(program: Program) -> Iterator[Collective]:
+    """All collectives of ``program``, in program order."""
+    for node in program.nodes():
+        if is_collective(node):
+            yield collective_of(node, program.mesh)

@@ -1,0 +1,96 @@
+"""Inserting typed, stamped nodes: what passes write with.
+
+edit = Editor(program, graph, made_by="shard_params")
+with edit.before(first_read):
+    gather = edit.call(C10D.all_gather_into_tensor.default, shard, 4, "dp", name="w0_gather")
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx
+
+from zc.program.program import Program
+from zc.program.stamps import Stamp, set_stamp, stamp_of
+from zc.program.types import derive
+
+
+@dataclass
+class Editor:
+    """Inserts nodes into ``graph``; each gets its real type and the editor's current stamp."""
+
+    program: Program
+    graph: fx.Graph
+    made_by: str
+    stamp: Stamp = Stamp()
+
+    @contextmanager
+    def before(self, node: fx.Node, **stamp: Any) -> Iterator[None]:
+        """Insert before ``node``, in its phase, with the given fields of the stamp."""
+        with self.graph.inserting_before(node), self._stamped(node, stamp):
+            yield
+
+    @contextmanager
+    def after(self, node: fx.Node, **stamp: Any) -> Iterator[None]:
+        """Insert behind ``node``, in its phase, with the given fields of the stamp."""
+        following = node.next
+        with self.graph.inserting_before(following), self._stamped(node, stamp):
+            yield
+
+    def call(self, target: Any, *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
+        """Insert a call of ``target`` and derive its type.
+
+        Raises:
+            whatever ``target`` raises for operands of these types.
+        """
+        name = name or default_name(target, self.stamp.param)
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
+        node.meta["val"] = derive(node, self.program.fake_mode)
+        set_stamp(node, self.stamp)
+        return node
+
+    def derive(self, node: fx.Node) -> Any:
+        """The type of ``node``, which stands in the graph already."""
+        return derive(node, self.program.fake_mode)
+
+    @contextmanager
+    def _stamped(self, node: fx.Node, stamp: dict[str, Any]) -> Iterator[None]:
+        kept = self.stamp
+        source = stamp_of(node)
+        base = Stamp(phase=source.phase, module=source.module, source=source.source)
+        self.stamp = replace(base, made_by=self.made_by, **stamp)
+        try:
+            yield
+        finally:
+            self.stamp = kept
+
+
+def default_name(target: Any, param: str = "") -> str:
+    """Name of a node that calls ``target`` on behalf of ``param``: ``w0_view``."""
+    schema = getattr(target, "_schema", None)
+    op = schema.name.split("::")[1] if schema is not None else getattr(target, "__name__", "value")
+    return "_".join(filter(None, (node_name(param), op.strip("_"))))
+
+
+def node_name(param: str) -> str:
+    """``param``, a qualified name, as part of a node's name: ``h.0.weight`` becomes ``h_0_weight``."""
+    name = "".join(c if c.isalnum() else "_" for c in param).strip("_")
+    return f"p{name}" if name[:1].isdigit() else name
+
+
+def replace_uses(old: fx.Node, new: fx.Node, keep: tuple[fx.Node, ...] = ()) -> None:
+    """Make every user of ``old`` but those in ``keep`` (and ``new`` itself) read ``new``."""
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new and user not in keep)
+
+
+def erase_dead(graph: fx.Graph, roots: list[fx.Node]) -> None:
+    """Erase those of ``roots`` that nothing reads, and what only they read; inputs stay."""
+    pending = list(roots)
+    while pending:
+        node = pending.pop()
+        if node.users or node.op != "call_function" or node._erased:
+            continue
+        pending.extend(node.all_input_nodes)
+        graph.erase_node(node)

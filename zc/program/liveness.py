@@ -1,0 +1,165 @@
+"""Which storage is live where: the memory of a program, from types alone.
+
+A value lives from its node to its last use; storages are told apart by the identity of the fake
+tensors' storages, so views cost nothing and keep their base alive. What a collective reads lives
+until its wait. Inputs are live throughout: the caller holds them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from torch import fx
+
+from zc.program.collectives import hint, is_collective, is_wait
+from zc.program.program import tensors_of
+from zc.program.stamps import stamp_of
+
+
+def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, the values read there for the last time; unread ones die where made."""
+    seen: set[fx.Node] = set()
+    dying: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(graph.nodes):
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                dying.setdefault(node, []).append(source)
+        if node not in seen and node.op == "call_function":
+            seen.add(node)
+            dying.setdefault(node, []).append(node)
+    return dying
+
+
+def written_operands(node: fx.Node) -> list[fx.Node]:
+    """The operands that ``node`` writes to, from the schema of its op; most ops write to none."""
+    if node.op != "call_function":
+        return []
+    written = []
+    for position, name in _written_arguments(node.target):
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+        items = value if isinstance(value, (list, tuple)) else [value]
+        written += [item for item in items if isinstance(item, fx.Node)]
+    return written
+
+
+@cache
+def _written_arguments(target: Any) -> tuple[tuple[int, str], ...]:
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return ()
+    return tuple(
+        (i, a.name)
+        for i, a in enumerate(schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    )
+
+
+@dataclass(frozen=True)
+class MemoryPoint:
+    """Live bytes while ``node`` runs: its operands, its result and all that is read later."""
+
+    node: fx.Node
+    live_bytes: int
+
+
+def storages_of(node: fx.Node) -> dict[int, int]:
+    """Storages that the value of ``node`` keeps alive: identity to bytes."""
+    found = {}
+    for tensor in tensors_of(node):
+        storage = tensor.untyped_storage()
+        found[storage._cdata] = hint(storage.nbytes())  # type: ignore[arg-type]
+    return found
+
+
+@dataclass
+class _Holders:
+    """How many live values hold each storage, and the bytes of all held ones."""
+
+    live: int = 0
+    counts: dict[int, int] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    def hold(self, node: fx.Node) -> None:
+        for key, size in storages_of(node).items():
+            if not self.counts.get(key):
+                self.live += size
+                self.sizes[key] = size
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def release(self, node: fx.Node) -> None:
+        for key in storages_of(node):
+            self.counts[key] -= 1
+            if not self.counts[key]:
+                self.live -= self.sizes[key]
+
+
+def memory_timeline(graph: fx.Graph) -> list[MemoryPoint]:
+    """Live bytes at every node of ``graph`` in order, inputs and outputs included."""
+    return [MemoryPoint(node, holders.live) for node, holders in _walk(graph)]
+
+
+def peak_bytes(graph: fx.Graph) -> int:
+    """Largest live bytes over ``graph``."""
+    inputs = {k: v for n in graph.find_nodes(op="placeholder") for k, v in storages_of(n).items()}
+    return max((p.live_bytes for p in memory_timeline(graph)), default=sum(inputs.values()))
+
+
+def peak_by_phase(graph: fx.Graph) -> dict[str, int]:
+    """Largest live bytes in each phase that ``graph`` has nodes of."""
+    peaks: dict[str, int] = {}
+    for point in memory_timeline(graph):
+        phase = stamp_of(point.node).phase
+        peaks[phase] = max(peaks.get(phase, 0), point.live_bytes)
+    return peaks
+
+
+def largest_live(graph: fx.Graph, at: fx.Node, count: int = 5) -> list[tuple[fx.Node, int]]:
+    """The ``count`` largest storages live at ``at``, each with the value that made it, in bytes."""
+    owners: dict[int, fx.Node] = {}
+    for node in graph.nodes:
+        for key in storages_of(node):
+            owners.setdefault(key, node)
+    holders = next(holders for node, holders in _walk(graph) if node is at)
+    live = [(owners[k], holders.sizes[k]) for k, n in holders.counts.items() if n]
+    return sorted(live, key=lambda item: -item[1])[:count]
+
+
+def _walk(graph: fx.Graph) -> Iterator[tuple[fx.Node, _Holders]]:
+    dying = last_uses(graph)
+    holders = _Holders()
+    for node in graph.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            holders.hold(node)
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        holders.hold(node)
+        for operand in node.all_input_nodes if is_collective(node) else ():
+            holders.hold(operand)
+        yield node, holders
+        for value in dying.get(node, []):
+            if value.op == "call_function":
+                holders.release(value)
+        for operand in _operands_released_by(node) if is_wait(node) else ():
+            holders.release(operand)
+
+
+def _operands_released_by(wait: fx.Node) -> list[fx.Node]:
+    """What the collective behind ``wait`` read: a coalesced one lets all go at its first wait."""
+    source = wait.args[0]
+    if not isinstance(source, fx.Node):
+        return []
+    if is_collective(source):
+        return source.all_input_nodes if _first_wait(source.users) is wait else []
+    start = source.args[0] if source.op == "call_function" and source.args else None
+    if not isinstance(start, fx.Node) or not is_collective(start):
+        return []
+    waits = [user for item in start.users for user in item.users]
+    return start.all_input_nodes if _first_wait(waits) is wait else []
+
+
+def _first_wait(nodes: Any) -> fx.Node | None:
+    waits = [node for node in nodes if is_wait(node)]
+    return min(waits) if waits else None

@@ -1,0 +1,119 @@
+"""Printed IR: deterministic text, one node a line; an interface that golden tests hold on to.
+
+program train.py:12 step (dp=4)
+graph step {
+  input %w0: f32[2, 4]  {param 'w0' shard=dp:0}
+  %w0_gather: f32[8, 4] = c10d.all_gather_into_tensor(%w0, 4, "dp")
+  %w0_full: f32[8, 4] = c10d.wait_tensor(%w0_gather)
+  ...
+  -- backward --
+  return %loss, %w0_grad {grad 'w0'}
+}
+"""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc.program.program import Program, input_of, value_of
+from zc.program.stamps import stamp_of
+from zc.program.tables import Output
+
+_DTYPES = {
+    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8",
+    torch.uint8: "u8", torch.bool: "bool", torch.complex64: "c64", torch.complex128: "c128",
+}  # fmt: skip
+_NAMESPACES = {"_c10d_functional": "c10d"}
+
+
+def print_program(program: Program) -> str:
+    """The whole program as text, ending in a newline."""
+    lines = [f"program {program.name} ({program.mesh})"]
+    for name, graph in program.graphs.items():
+        lines += [f"graph {name} {{", *_graph_lines(program, graph), "}"]
+    return "\n".join(lines) + "\n"
+
+
+def _graph_lines(program: Program, graph: fx.Graph) -> list[str]:
+    lines: list[str] = []
+    phase = "forward"
+    for node in graph.nodes:
+        if node.op == "call_function" and stamp_of(node).phase != phase:
+            phase = stamp_of(node).phase
+            lines.append(f"  -- {phase} --")
+        lines.append("  " + print_node(node, program))
+    return lines
+
+
+def print_node(node: fx.Node, program: Program | None = None) -> str:
+    """One node as it stands in printed IR."""
+    if node.op == "placeholder":
+        return f"input %{node.name}: {print_type(value_of(node))}{_input_note(node, program)}"
+    if node.op == "output":
+        return "return " + _print_outputs(node, program.outputs if program else [])
+    if node.op == "get_attr":
+        return f"%{node.name}: {print_type(value_of(node))} = constant {node.target}"
+    args = [print_arg(a) for a in node.args]
+    args += [f"{k}={print_arg(v)}" for k, v in node.kwargs.items() if v is not None]
+    call = f"{print_target(node.target)}({', '.join(args)})"
+    note = "  {recompute}" if stamp_of(node).recompute else ""
+    return f"%{node.name}: {print_type(value_of(node))} = {call}{note}"
+
+
+def print_target(target: Any) -> str:
+    """Name of an op: ``aten.mm``, ``aten.add.Tensor``, ``c10d.wait_tensor``."""
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, name = target._schema.name.split("::")
+        overload = f".{target._schema.overload_name}" if target._schema.overload_name else ""
+        return f"{_NAMESPACES.get(namespace, namespace)}.{name}{overload}"
+    return getattr(target, "__name__", str(target))
+
+
+def print_type(value: Any) -> str:
+    """Type of a node: ``f32[8, 4]``, a tuple of such, ``sym s0`` or the name of an object's class."""
+    if isinstance(value, torch.Tensor):
+        sizes = ", ".join(str(s) for s in value.shape)
+        return f"{print_arg(value.dtype)}[{sizes}]"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(print_type(v) for v in value) + ")"
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return f"sym {value}"
+    return "none" if value is None else "opaque"
+
+
+def print_arg(arg: Any) -> str:
+    """An argument: nodes as ``%name``, strings quoted, dtypes by their short names."""
+    if isinstance(arg, fx.Node):
+        return f"%{arg.name}"
+    if isinstance(arg, (list, tuple)):
+        return "[" + ", ".join(print_arg(a) for a in arg) + "]"
+    if isinstance(arg, torch.dtype):
+        return _DTYPES.get(arg, str(arg).removeprefix("torch."))
+    if isinstance(arg, str):
+        return f'"{arg}"'
+    if isinstance(arg, torch.device):
+        return str(arg)
+    return "none" if arg is None else str(arg).removeprefix("torch.")
+
+
+def _input_note(node: fx.Node, program: Program | None) -> str:
+    info = input_of(node)
+    if info.kind == "user":
+        return ""
+    note = f"{info.kind} {info.subject!r}" if info.subject else info.kind
+    if info.kind == "param" and program is not None:
+        for axis, layout in program.params[info.subject].layouts.items():
+            note += f" replicated={axis}" if layout.replicated else f" shard={axis}:{layout.dim}"
+    return f"  {{{note}}}"
+
+
+def _print_outputs(node: fx.Node, outputs: list[Output]) -> str:
+    values: Any = node.args[0]
+    parts = []
+    for i, value in enumerate(values):
+        info = outputs[i] if i < len(outputs) else None
+        note = f" {{grad {info.subject!r}}}" if info is not None and info.kind == "grad" else ""
+        parts.append(print_arg(value) + note)
+    return ", ".join(parts)

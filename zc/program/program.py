@@ -1,0 +1,106 @@
+"""The one thing that travels through all passes: named graphs, the tables beside them, the mesh.
+
+program = zc.capture(step, x, y)          # logical: no collective yet
+pipeline.run(program)                     # physical: gathers, reductions, waits
+print(program)                            # printed IR, see zc.program.printer
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc.program.mesh import Mesh
+from zc.program.tables import Input, Output, Param, State
+
+_INPUT = "zc_input"
+
+
+@dataclass
+class Program:
+    """Named graphs in three phases, with tables.
+
+    Attributes:
+        name: the captured function, as ``module.py:line function``.
+        level: 1 when the captured piece is split for autograd, 2 when it is one graph.
+        mesh: axis names and sizes.
+        graphs: in order; normally one, ``step``.
+        outputs: what becomes of each output of the graph ``step``, in order.
+        params: parameter table by name.
+        state: table of late-bound state by name.
+        constants: values of ``get_attr`` nodes by target (tensors, bodies of higher-order ops).
+        fake_mode: the mode under which every ``meta["val"]`` was made.
+        forward_outputs: how many leading outputs the forward half returns (level 1 training).
+        training: whether the program computes gradients.
+        cap_bytes: peak memory that the program must not exceed, ``None`` for no cap.
+        rules: facts that passes promise and the verifier holds them to (``"zero_stage": 3``,
+            ``"kept_gathered": ("ln.weight",)``).
+    """
+
+    name: str
+    level: int
+    mesh: Mesh
+    graphs: dict[str, fx.Graph]
+    outputs: list[Output]
+    params: dict[str, Param] = field(default_factory=dict)
+    state: dict[str, State] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    fake_mode: Any = None
+    forward_outputs: int = 0
+    training: bool = True
+    cap_bytes: int | None = None
+    rules: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of a program that has one."""
+        (graph,) = self.graphs.values()
+        return graph
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """All nodes of all graphs, in program order."""
+        for graph in self.graphs.values():
+            yield from graph.nodes
+
+    def placeholders(self, kind: str | None = None) -> list[fx.Node]:
+        """The inputs, in order; only those of one ``kind`` when it is given."""
+        nodes = [n for g in self.graphs.values() for n in g.find_nodes(op="placeholder")]
+        return [n for n in nodes if kind is None or input_of(n).kind == kind]
+
+    def output_node(self) -> fx.Node:
+        """The node that returns."""
+        (node,) = self.graph.find_nodes(op="output")
+        return node
+
+    def output_values(self) -> list[fx.Node | None]:
+        """What the program returns, in the order of ``outputs``."""
+        return list(self.output_node().args[0])  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        from zc.program.printer import print_program
+
+        return print_program(self)
+
+
+def input_of(node: fx.Node) -> Input:
+    """What the placeholder ``node`` is bound to."""
+    return node.meta[_INPUT]
+
+
+def set_input(node: fx.Node, value: Input) -> None:
+    """Say what the placeholder ``node`` is bound to."""
+    node.meta[_INPUT] = value
+
+
+def value_of(node: fx.Node) -> Any:
+    """The type of ``node``: the fake tensor, tuple or number that its op returns."""
+    return node.meta.get("val")
+
+
+def tensors_of(node: fx.Node) -> list[torch.Tensor]:
+    """The fake tensors in the type of ``node``."""
+    value = value_of(node)
+    items = value if isinstance(value, (tuple, list)) else [value]
+    return [item for item in items if isinstance(item, torch.Tensor)]

@@ -1,0 +1,70 @@
+"""Types are real: the type of a node is what its op returns for its operands, aliasing included."""
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_map
+
+from zc.program.collectives import WAIT
+from zc.program.program import Program, value_of
+
+
+def derive(node: fx.Node, fake_mode: Any) -> Any:
+    """Run the op of ``node`` on the types of its operands and return the type of the result.
+
+    A wait returns its operand: at run time it is the same storage.
+
+    Raises:
+        whatever the op raises for such operands.
+    """
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
+    with fake_mode, torch.no_grad():
+        if node.target is WAIT:
+            return torch.ops.aten.alias.default(args[0])
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def retype(program: Program, graph: fx.Graph) -> None:
+    """Derive the type of every computed node of ``graph`` anew, in order."""
+    shape_env = program.fake_mode.shape_env
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if has_unbacked(value_of(node)):
+            continue
+        if shape_env is None:
+            node.meta["val"] = derive(node, program.fake_mode)
+        else:
+            with shape_env.ignore_fresh_unbacked_symbols():
+                node.meta["val"] = derive(node, program.fake_mode)
+
+
+def has_unbacked(value: Any) -> bool:
+    """True when a size in ``value`` depends on data, so that running the op again renames it."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    items = value if isinstance(value, (tuple, list)) else [value]
+    return any(
+        isinstance(item, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
+        and bool(free_unbacked_symbols(item))
+        for item in items
+    )
+
+
+def same_type(left: Any, right: Any) -> bool:
+    """Whether two types agree: shape, stride, dtype and device of every tensor, every number."""
+    if isinstance(left, (tuple, list)):
+        return (
+            isinstance(right, (tuple, list))
+            and len(left) == len(right)
+            and all(map(same_type, left, right))
+        )
+    if isinstance(left, torch.Tensor):
+        return isinstance(right, torch.Tensor) and _signature(left) == _signature(right)
+    return type(left) is type(right) and str(left) == str(right)
+
+
+def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
+    sizes = tree_map(str, (tuple(tensor.shape), tuple(tensor.stride())))
+    return sizes, tensor.dtype, tensor.device

@@ -1,0 +1,80 @@
+"""Compiling regions with Inductor: once per structure in a process, one rank at a time on a machine.
+
+Results live in Inductor's own cache on disk, keyed by content, so a second start loads them. A lock file per
+region keeps ranks from compiling the same one together; waiting for it is bounded.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from zc import torch_private
+from zc.program.program import value_of
+from zc.run.regions import structure_key
+
+LOCK_SECONDS = 600.0
+_compiled: dict[str, Callable[..., Any]] = {}
+_warned = False
+
+
+def usable_executor(wanted: str) -> str:
+    """``wanted``, or ``interpret`` (said once) where Inductor has no C++ compiler."""
+    global _warned
+    if wanted != "inductor" or torch_private.has_cpp_compiler():
+        return wanted
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            "no C++ compiler found: zc runs programs node by node (executor: interpret); install g++ "
+            "or clang++ for compiled regions",
+            stacklevel=2,
+        )
+    return "interpret"
+
+
+def compile_region(module: fx.GraphModule) -> Callable[..., Any]:
+    """The compiled function of a region, shared with every region of the same structure."""
+    key = structure_key(module)
+    if key not in _compiled:
+        examples = [value_of(n) for n in module.graph.find_nodes(op="placeholder")]
+        with _locked(key):
+            _compiled[key] = torch_private.compile_region(module, examples)
+    return _compiled[key]
+
+
+def compiled_count() -> int:
+    """Distinct regions compiled or loaded in this process."""
+    return len(_compiled)
+
+
+@contextmanager
+def _locked(key: str) -> Iterator[None]:
+    folder = Path(tempfile.gettempdir()) / f"zc-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with open(folder / key, "w") as file:
+        held = _acquire(file)
+        try:
+            yield
+        finally:
+            if held:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _acquire(file: Any) -> bool:
+    """Take the lock; after ``LOCK_SECONDS`` go on without it, which is only slower."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False

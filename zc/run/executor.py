@@ -1,0 +1,119 @@
+"""From a verified program, or half of one, to a function: bind, compile, write the loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc.comm.groups import rank_on
+from zc.program.collectives import is_collective, is_wait
+from zc.program.packing import local_view, storage_of
+from zc.program.program import Program, input_of
+from zc.program.tables import Output, Param
+from zc.run import effects
+from zc.run.compile import compile_region, usable_executor
+from zc.run.late_state import read_state
+from zc.run.loop import LoopWriter, Step, node_step, write_loop
+from zc.run.regions import Region, extract, free_of_work, split_regions
+
+Loop = Callable[[list[Any]], list[Any]]
+
+
+def build_loop(
+    program: Program, graph: fx.Graph, outputs: list[Output], executor: str, name: str
+) -> Loop:
+    """The loop of ``graph`` (the program's own, or one half of it), bound to this process.
+
+    Args:
+        program: tables and mesh.
+        graph: what to run; its placeholders are the arguments, late-bound state excepted.
+        outputs: what becomes of each output of ``graph``.
+        executor: ``inductor`` or ``interpret``.
+        name: of the generated function.
+    """
+    late = {n for n in graph.find_nodes(op="placeholder") if _kind(n) == "state"}
+    prologue = [s for n in graph.find_nodes(op="placeholder") for s in _bind_input(program, n)]
+    prologue += [_constant(program, n) for n in graph.find_nodes(op="get_attr")]
+    steps = [s for part in split_regions(graph) for s in _steps(part, usable_executor(executor))]
+
+    def returns(writer: LoopWriter, output: fx.Node) -> str:
+        values: Any = output.args[0]
+        items = zip(values, outputs, strict=True)
+        return "[" + ", ".join(_returned(program, writer, v, info) for v, info in items) + "]"
+
+    return write_loop(name, graph, prologue, steps, returns, late).build()
+
+
+def _kind(node: fx.Node) -> str:
+    return input_of(node).kind if "zc_input" in node.meta else ""
+
+
+def _bind_input(program: Program, node: fx.Node) -> list[Step]:
+    if _kind(node) == "state":
+        name = input_of(node).subject
+        return [
+            Step(
+                (), lambda w: w.add(f"{node.name} = {w.object('read_state', read_state)}({name!r})")
+            )
+        ]
+    param = _param_of(program, node)
+    if param is None or not param.layout.padded or not node.users:
+        return []
+    layout = param.layout
+
+    def write(writer: LoopWriter) -> None:
+        bind = writer.object("storage_of", storage_of)
+        writer.add(f"{node.name} = {bind}({node.name}, {writer.object('layout', layout)})")
+
+    return [Step((), write)]
+
+
+def _param_of(program: Program, node: fx.Node) -> Param | None:
+    if _kind(node) not in ("param", "grad"):
+        return None
+    return program.params.get(input_of(node).subject.removesuffix(".grad"))
+
+
+def _constant(program: Program, node: fx.Node) -> Step:
+    value = program.constants[str(node.target)]
+    return Step((), lambda w: w.add(f"{node.name} = {w.object('constant', value)}"))
+
+
+def _steps(part: Region | fx.Node, executor: str) -> list[Step]:
+    if isinstance(part, fx.Node):
+        if is_collective(part):
+            return [node_step(part, effects.bind_collective(part))]
+        if is_wait(part):
+            return [node_step(part, effects.bind_wait(part))]
+        return [node_step(part)]
+    if executor == "interpret" or free_of_work(part):
+        return [node_step(node) for node in part.nodes]
+    return [_region_step(part)]
+
+
+def _region_step(region: Region) -> Step:
+    function = compile_region(extract(region))
+
+    def write(writer: LoopWriter) -> None:
+        inputs = ", ".join(n.name for n in region.inputs)
+        outputs = "".join(f"{n.name}, " for n in region.outputs)
+        writer.add(f"{outputs or '_'} = {writer.object('region', function)}({inputs})")
+
+    return Step(region.nodes, write)
+
+
+def _returned(program: Program, writer: LoopWriter, value: Any, info: Output) -> str:
+    text = writer.expression(value)
+    param = program.params.get(info.subject) if info.kind == "grad" else None
+    if param is None or not param.layout.padded or not isinstance(value, fx.Node):
+        return text
+    layout = param.layout
+    shape = layout.local_shape(rank_on(layout.axis) if layout.world > 1 else 0)
+    view = writer.object("local_view", local_view)
+    return f"{view}({text}, {writer.object('layout', layout)}, {shape!r})"
+
+
+def tensors_on_meta(values: list[Any]) -> bool:
+    """Whether a call got parameters that were never materialised."""
+    return any(isinstance(v, torch.Tensor) and v.is_meta for v in values)

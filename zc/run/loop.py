@@ -1,0 +1,144 @@
+"""The generated loop: a graph as the source of one Python function, in program order.
+
+    def forward(args):
+        w, x = args
+        args.clear()
+        w_gather = start0(w)
+        w_full = w_gather.wait()
+        del w_gather
+        mm = aten_mm(x, w_full)
+        del x, w_full
+        return [mm]
+
+Arguments come in one list, which is emptied, and every value dies after its last use.
+"""
+
+import keyword
+import linecache
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc.program.liveness import last_uses
+from zc.program.printer import print_target
+
+_PLAIN = (int, float, bool, str, type(None))
+
+
+@dataclass
+class LoopWriter:
+    """Collects the statements of one function and the objects they name.
+
+    ``reserved`` are the names of its values, which no object may take.
+    """
+
+    name: str
+    reserved: frozenset[str] = frozenset()
+    lines: list[str] = field(default_factory=list)
+    objects: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, statement: str) -> None:
+        """Append one statement."""
+        self.lines.append(f"    {statement}")
+
+    def object(self, hint: str, value: Any) -> str:
+        """A name for ``value`` in the function's globals, made from ``hint``."""
+        base = re.sub(r"\W", "_", hint)
+        base = f"_{base}" if not base or base[0].isdigit() or keyword.iskeyword(base) else base
+        name, count = base, 0
+        while name in self.reserved or self.objects.get(name, value) is not value:
+            count += 1
+            name = f"{base}_{count}"
+        self.objects[name] = value
+        return name
+
+    def expression(self, value: Any) -> str:
+        """``value`` as source: nodes by name, plain constants literally, others by a global."""
+        if isinstance(value, fx.Node):
+            return value.name
+        if isinstance(value, (list, fx.immutable_collections.immutable_list)):
+            return "[" + ", ".join(map(self.expression, value)) + "]"
+        if isinstance(value, tuple):
+            return "(" + "".join(f"{self.expression(v)}, " for v in value) + ")"
+        if isinstance(value, slice):
+            parts = (value.start, value.stop, value.step)
+            return f"slice({', '.join(map(self.expression, parts))})"
+        plain = isinstance(value, _PLAIN) and not isinstance(value, torch.SymInt)
+        if plain and value == value and value not in (float("inf"), float("-inf")):
+            return repr(value)
+        return self.object(f"const_{type(value).__name__}", value)
+
+    def call(self, node: fx.Node, function: Any, hint: str) -> None:
+        """``node = function(its arguments)``."""
+        args = [self.expression(a) for a in node.args]
+        args += [f"{k}={self.expression(v)}" for k, v in node.kwargs.items()]
+        self.add(f"{node.name} = {self.object(hint, function)}({', '.join(args)})")
+
+    def build(self) -> Callable[[list[Any]], list[Any]]:
+        """Compile the function; tracebacks show its source."""
+        source = "\n".join([f"def {self.name}(args):", *self.lines]) + "\n"
+        filename = f"<zc {self.name} {id(self):x}>"
+        linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+        scope = dict(self.objects)
+        exec(compile(source, filename, "exec"), scope)
+        function = scope[self.name]
+        function.source = source
+        return function
+
+
+@dataclass(frozen=True)
+class Step:
+    """One statement of the loop: the nodes it computes and how it is written."""
+
+    nodes: tuple[fx.Node, ...]
+    write: Callable[[LoopWriter], None]
+
+
+def write_loop(name: str, graph: fx.Graph, prologue: Sequence[Step], steps: Sequence[Step],
+               returns: Callable[[LoopWriter, fx.Node], str], late: set[fx.Node]) -> LoopWriter:  # fmt: skip
+    """The loop over ``steps``, which cover the computed nodes of ``graph`` in order.
+
+    Args:
+        name: of the function.
+        graph: the graph that the loop runs.
+        prologue: statements that prepare inputs.
+        steps: statements in program order; a value dies behind the step that reads it last.
+        returns: expression of the returned list.
+        late: placeholders that are no arguments (``prologue`` defines them).
+    """
+    writer = LoopWriter(name, frozenset(n.name for n in graph.nodes))
+    inputs = [n for n in graph.find_nodes(op="placeholder") if n not in late]
+    if inputs:
+        writer.add(f"{', '.join(n.name for n in inputs)}, = args")
+    writer.add("args.clear()")
+    for step in prologue:
+        step.write(writer)
+    dying = last_uses(graph)
+    unused = [n for n in graph.find_nodes(op="placeholder") if not n.users]
+    _free(writer, unused)
+    for step in steps:
+        step.write(writer)
+        members = set(step.nodes)
+        inner = {n for n in members if all(u in members for u in n.users)}
+        dead = [
+            v for n in step.nodes for v in dying.get(n, []) if v not in inner or len(members) == 1
+        ]
+        _free(writer, dead)
+    (output,) = graph.find_nodes(op="output")
+    writer.add(f"return {returns(writer, output)}")
+    return writer
+
+
+def node_step(node: fx.Node, function: Any = None) -> Step:
+    """One node as one call of its op, or of ``function`` in its place."""
+    target = function or node.target
+    return Step((node,), lambda w: w.call(node, target, print_target(node.target)))
+
+
+def _free(writer: LoopWriter, nodes: Sequence[fx.Node]) -> None:
+    if nodes:
+        writer.add(f"del {', '.join(n.name for n in nodes)}")

@@ -1,0 +1,134 @@
+"""Compute regions: what lies between two effects, compiled once per structure.
+
+An effect is a node whose place in the order matters: a collective, a wait, a write, a higher-order op. A
+region is a maximal run of other nodes. Regions that print alike, names aside, share one compiled function.
+"""
+
+import hashlib
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc.program.collectives import is_collective, is_wait
+from zc.program.printer import print_node
+from zc.program.program import value_of
+from zc.program.types import has_unbacked
+
+
+@dataclass(frozen=True)
+class Region:
+    """Consecutive pure nodes, the values they read from outside and those read from outside."""
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+def is_effect(node: fx.Node) -> bool:
+    """Whether ``node`` must stay where the passes put it."""
+    if is_collective(node) or is_wait(node):
+        return True
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return isinstance(source, fx.Node) and is_effect(source)
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return isinstance(node.target, torch._ops.HigherOrderOperator)
+    return node.target._schema.is_mutable or has_unbacked(value_of(node))
+
+
+def split_regions(graph: fx.Graph) -> list[Region | fx.Node]:
+    """The computed nodes of ``graph`` in order: effects as they are, the rest as regions."""
+    parts: list[Region | fx.Node] = []
+    run: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if not is_effect(node):
+            run += _with_items(node)
+            continue
+        _close(parts, run)
+        parts.append(node)
+    _close(parts, run)
+    return parts
+
+
+def _with_items(node: fx.Node) -> list[fx.Node]:
+    """``node`` and the items of its result: a region returns tensors, never a tuple of them."""
+    if node.target is operator.getitem:
+        return []  # stands behind its source already
+    found = [node]
+    for value in found:  # grows meanwhile: an item may be a tuple itself
+        found += [u for u in value.users if u.target is operator.getitem]
+    return found
+
+
+def _close(parts: list[Region | fx.Node], run: list[fx.Node]) -> None:
+    if not run:
+        return
+    members = set(run)
+    inputs = dict.fromkeys(s for n in run for s in n.all_input_nodes if s not in members)
+    symbols = {s for n in (*run, *inputs) for s in _symbols_needed(n)} - members
+    inputs |= dict.fromkeys(s for s in symbols if s not in inputs)
+    outputs = [n for n in run if any(u not in members for u in n.users)]
+    parts.append(Region(tuple(run), tuple(inputs), tuple(outputs)))
+    run.clear()
+
+
+def _symbols_needed(node: fx.Node) -> list[fx.Node]:
+    return []
+
+
+def free_of_work(region: Region) -> bool:
+    """Whether a region only makes views, which no compiler improves on."""
+    return all(_is_view(n) for n in region.nodes)
+
+
+def extract(region: Region) -> fx.GraphModule:
+    """The region as a graph module of its own, with names that depend on structure alone."""
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for i, node in enumerate(region.inputs):
+        env[node] = graph.placeholder(f"in{i}")
+        env[node].meta["val"] = value_of(node)
+    for i, node in enumerate(region.nodes):
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+        copy = graph.create_node("call_function", node.target, args, kwargs, name=f"v{i}")
+        copy.meta["val"] = value_of(node)
+        env[node] = copy
+    graph.output(tuple(env[n] for n in region.outputs))
+    return fx.GraphModule({}, graph)
+
+
+def structure_key(module: fx.GraphModule) -> str:
+    """A digest of ops, constants, shapes, strides and dtypes: the content a cache goes by."""
+    lines = []
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            lines.append(f"{node.name} {_signature(value_of(node))}")
+        elif node.op == "call_function":
+            lines.append(f"{print_node(node)} {_signature(value_of(node))}")
+        else:
+            lines.append(str(node.args))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _signature(value: Any) -> str:
+    items: Sequence[Any] = value if isinstance(value, (tuple, list)) else [value]
+    return "; ".join(
+        f"{t.dtype} {tuple(t.shape)} {tuple(t.stride())} {t.device.type} {t.storage_offset()}"
+        if isinstance(t, torch.Tensor)
+        else str(t)
+        for t in items
+    )
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return any(r.alias_info is not None for r in node.target._schema.returns)

@@ -1,0 +1,308 @@
+"""Every use of private torch API, behind names of our own.
+
+Nothing else in zc imports ``torch._dynamo``, ``torch._inductor``, ``torch._functorch``,
+``torch._subclasses`` or ``torch.distributed._*``. Each function has a test in
+``tests/test_torch_private.py`` that names the torch versions it was tried on.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import partitioners
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from zc.errors import CaptureError
+
+SUPPORTED = ((2, 11), (2, 15))
+
+
+def torch_version() -> tuple[int, int]:
+    """Major and minor version of the installed torch."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def configure_dynamo() -> None:
+    """Let Dynamo trace recurrent modules, which it otherwise leaves to eager code with their frame."""
+    torch._dynamo.config.allow_rnn = True
+
+
+class _TraceAgain(  # Dynamo forgets its graph breaks for the one base and lets the other pass
+    torch._dynamo.exc.TensorifyScalarRestartAnalysis, torch._dynamo.exc.UnspecializeRestartAnalysis
+):
+    """Makes Dynamo trace the current frame again from its start."""
+
+
+_ON_DEMAND = {
+    "Unsupported Tensor.backward() call": "trace_autograd_ops",
+    "using `torch.autograd.grad` with": "trace_autograd_ops",
+}
+_retracing: set[str] = set()
+
+
+def trace_again_if_needed(graph_module: fx.GraphModule, external_graph: bool) -> bool:
+    """Trace the current frame again if it broke where Dynamo needs a setting that is off by default.
+
+    The settings (``trace_autograd_ops``, ``allow_rnn``) are on for that one frame only, so functions
+    compiled by other backends never see them. With ``external_graph``, when a differentiable input comes
+    from outside the frame, ``backward()`` stays eager: Dynamo would trace it without that input's own
+    graph, and with no leaf in the frame it would drop it.
+
+    Returns:
+        Whether this graph was traced with such a setting.
+    """
+    traced_specially = bool(_retracing)
+    reason = getattr(graph_module, "compile_subgraph_reason", None)
+    text = reason.reason if reason is not None and reason.graph_break else ""
+    wanted = {option for words, option in _ON_DEMAND.items() if words in text}
+    if external_graph:
+        wanted.discard("trace_autograd_ops")
+    if wanted <= _retracing:
+        _restore_settings()
+        return traced_specially
+    for option in wanted - _retracing:
+        setattr(torch._dynamo.config, option, True)
+    if not _retracing:
+        torch._dynamo.callback.on_compile_end(_compile_ended)
+    _retracing.update(wanted)
+    raise _TraceAgain(restart_reason=f"zc needs {', '.join(sorted(wanted))}")
+
+
+def _compile_ended(_: Any) -> None:
+    _restore_settings()
+    callbacks = torch._dynamo.callback.callback_handler
+    if _compile_ended in callbacks.end_callbacks:
+        callbacks.remove_end_callback(_compile_ended)
+
+
+def _restore_settings() -> None:
+    for option in _retracing:
+        setattr(torch._dynamo.config, option, False)
+    _retracing.clear()
+
+
+def backward_outside(graph_module: fx.GraphModule) -> bool:
+    """Whether this frame broke because it returns a loss whose graph ``backward()`` has consumed."""
+    reason = getattr(graph_module, "compile_subgraph_reason", None)
+    return reason is not None and "consumed returned tensor" in reason.reason
+
+
+def graph_break_reasons() -> list[str]:
+    """Why Dynamo has split functions so far in this process."""
+    return list(torch._dynamo.utils.counters["graph_break"])
+
+
+def compile_for_autograd(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    partition: Callable[..., tuple[fx.GraphModule, fx.GraphModule]],
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    whole: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Lower a Dynamo graph to aten through AOTAutograd.
+
+    ``partition`` receives the joint graph of a differentiable piece and returns its two halves, which
+    ``forward`` and ``backward`` then compile; ``whole`` compiles a graph that needs no autograd outside
+    (inference, or a step with ``backward()`` inside).
+    """
+    compiler = aot_autograd(
+        fw_compiler=forward,
+        bw_compiler=backward,
+        inference_compiler=whole,
+        partition_fn=partition,
+        keep_inference_input_mutations=True,
+    )
+    return compiler(graph_module, example_inputs)
+
+
+def boxed(function: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    """Mark ``function``, which takes one list of arguments and empties it, for AOTAutograd."""
+    function._boxed_call = True  # type: ignore[attr-defined]
+    return function
+
+
+def boxed_graph_module(graph_module: fx.GraphModule) -> Callable[..., Any]:
+    """A graph module as a boxed function, run node by node as torch does."""
+    return make_boxed_func(graph_module.forward)
+
+
+def split_joint(
+    joint: fx.GraphModule,
+    saved: list[fx.Node],
+    saved_symbols: list[fx.Node],
+    saved_opaque: list[fx.Node],
+    forward_outputs: int,
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The forward and backward halves of a joint graph, in AOTAutograd's calling convention.
+
+    ``saved``, ``saved_symbols`` and ``saved_opaque`` are the tensors, numbers and meshes that backward
+    reads from forward. Every computed node must carry ``meta["partitioner_tag"]``, see ``tag_phase``.
+    """
+    return partitioners._extract_fwd_bwd_modules(
+        joint, saved, saved_symbols, saved_opaque, num_fwd_outputs=forward_outputs
+    )
+
+
+def tag_phase(node: fx.Node, phase: str) -> None:
+    """Tell ``split_joint`` that ``node`` belongs to ``phase``, forward or backward."""
+    node.meta["partitioner_tag"] = f"must_be_in_{phase}"
+
+
+def is_backward(node: fx.Node) -> bool:
+    """Whether autograd made this captured node."""
+    if node.meta.get("autograd_backward"):
+        return True
+    return node.meta.get("partitioner_tag") == "is_backward"
+
+
+def must_recompute(node: fx.Node) -> bool:
+    """Whether ``torch.utils.checkpoint`` in the user's code asked for this node to be recomputed."""
+    policy = node.meta.get("recompute")
+    return policy is not None and policy.name in ("MUST_RECOMPUTE", "PREFER_RECOMPUTE")
+
+
+def fake_mode_of(values: Sequence[Any]) -> FakeTensorMode:
+    """The fake mode of the first fake tensor among ``values``; a new one if there is none."""
+    for value in values:
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode()
+
+
+def source_expression(placeholder: fx.Node) -> str:
+    """The expression a Dynamo placeholder was read from, as ``L['self']._modules['a']``; or ''."""
+    argument = placeholder.meta.get("grapharg")
+    source = getattr(argument, "source", None)
+    if source is None:
+        return ""
+    name = source.name
+    return name() if callable(name) else name
+
+
+def dynamo_input_index(placeholder: fx.Node) -> int | None:
+    """Which argument of the Dynamo graph an AOTAutograd placeholder is, or is a part of."""
+    description = placeholder.meta.get("desc")
+    while description is not None and not hasattr(description, "idx"):
+        description = getattr(description, "base", None)
+    kind = type(description).__name__
+    return description.idx if kind in ("PlainAOTInput",) else None
+
+
+def is_tangent(placeholder: fx.Node) -> bool:
+    """Whether an AOTAutograd placeholder is the gradient of an output."""
+    description = placeholder.meta.get("desc")
+    while description is not None and hasattr(description, "base"):
+        description = description.base
+    return type(description).__name__ == "TangentAOTInput"
+
+
+def output_gradient_of(description: Any) -> int | None:
+    """Index of the Dynamo argument whose gradient an AOTAutograd output is, if it is one."""
+    while description is not None and hasattr(description, "base"):
+        description = description.base
+    if type(description).__name__ != "GradAOTOutput":
+        return None
+    source = description.grad_of
+    while hasattr(source, "base"):
+        source = source.base
+    return getattr(source, "idx", None)
+
+
+def compile_region(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any]
+) -> Callable[..., Any]:
+    """Compile a pure, functional aten graph with Inductor; its cache on disk is used and filled.
+
+    Returns a function that takes the inputs in order and returns a list of the outputs.
+    """
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode = fake_mode_of(example_inputs)
+    with mode, torch.no_grad():
+        traced = make_fx(
+            fx.Interpreter(graph_module).run,
+            decomposition_table=select_decomp_table(),
+            tracing_mode="real",
+        )(*example_inputs)
+    with torch._guards.tracing(torch._guards.TracingContext(mode)), torch.no_grad():
+        compiled = compile_fx_inner(traced, list(example_inputs), is_inference=True)
+
+    def run(*inputs: Any) -> list[Any]:
+        return list(compiled(list(inputs)))
+
+    return run
+
+
+def inductor_counts() -> dict[str, int]:
+    """Inductor's own counts of regions compiled (``misses``) and loaded from its cache (``hits``)."""
+    counts = torch._dynamo.utils.counters["inductor"]
+    return {
+        "hits": counts["fxgraph_cache_hit"],
+        "misses": counts["fxgraph_cache_miss"] + counts["fxgraph_cache_bypass"],
+    }
+
+
+def has_cpp_compiler() -> bool:
+    """Whether Inductor finds a working C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:  # Inductor raises one of several kinds, none of them public
+        return False
+    return True
+
+
+def never_compile_alone(function: Callable[..., Any]) -> None:
+    """Keep Dynamo from compiling ``function`` as a frame of its own; it is still inlined."""
+    torch._dynamo.eval_frame.skip_code(function.__code__)
+
+
+def is_compiled_wrapper(module: torch.nn.Module) -> bool:
+    """Whether ``module`` is what ``torch.compile(model)`` returned."""
+    return isinstance(module, torch._dynamo.OptimizedModule)
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass on this thread."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def check_version() -> None:
+    """Refuse a torch that zc was never tried on.
+
+    Raises:
+        CaptureError: naming the installed and the supported versions.
+    """
+    lowest, highest = SUPPORTED
+    if not lowest <= torch_version() <= highest:
+        raise CaptureError(
+            f"torch {torch.__version__} is not supported; install torch "
+            f"{lowest[0]}.{lowest[1]} to {highest[0]}.{highest[1]}"
+        )
+
+
+def code_being_compiled() -> Any:
+    """The code object that Dynamo is compiling right now, or ``None``."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        return InstructionTranslator.current_tx().output.root_tx.f_code
+    except AttributeError:
+        return None
+
+
+def default_store() -> Any:
+    """The key-value store of the default process group."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()

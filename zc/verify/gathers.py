@@ -1,0 +1,104 @@
+"""Gathers of parameters: the right shard, whole, in the dtype that travels, and not for nothing."""
+
+from operator import getitem
+
+import torch
+from torch import fx
+
+from zc.program.collectives import COLLECTIVES, is_collective, is_wait
+from zc.program.liveness import written_operands
+from zc.program.printer import print_arg, print_type
+from zc.program.program import Program, input_of, tensors_of, value_of
+from zc.program.stamps import stamp_of
+from zc.program.tables import Param
+from zc.verify.diagnostic import refusal
+
+
+def check(program: Program) -> None:
+    """Refuse gathers of parameters that bring the wrong thing or that nobody reads.
+
+    Raises:
+        VerifyError: naming the gather's wait.
+    """
+    for graph in program.graphs.values():
+        live = _live_nodes(graph)
+        for node in graph.nodes:
+            start = _gather_behind(node)
+            param = program.params.get(stamp_of(node).param)
+            if start is None or param is None or len(param.layouts) != 1:
+                continue
+            _check_source(program, node, start, param)
+            _check_full(program, node, param)
+            if node not in live:
+                raise refusal(
+                    program,
+                    node,
+                    f"%{node.name}, parameter {param.name!r} gathered, is never read",
+                    "gather only what the program reads (edit.erase_dead)",
+                )
+
+
+def _gather_behind(node: fx.Node) -> fx.Node | None:
+    """The all-gather that ``node`` waits for, if it does."""
+    if not is_wait(node):
+        return None
+    start = node.all_input_nodes[0]
+    if start.target is getitem:
+        start = start.all_input_nodes[0]
+    gathers = is_collective(start) and COLLECTIVES[start.target].op == "all_gather"
+    return start if gathers else None
+
+
+def _check_full(program: Program, node: fx.Node, param: Param) -> None:
+    first, *rest = param.layout.storage_shape or (1,)
+    expected = (param.layout.world * first, *rest)
+    dtype = travel_dtype(param)
+    (full,) = tensors_of(node)
+    if tuple(full.shape) != expected or full.dtype.itemsize > dtype.itemsize:
+        raise refusal(
+            program,
+            node,
+            f"%{node.name} is {print_type(value_of(node))}, parameter "
+            f"{param.name!r} gathered is {print_arg(dtype)}{list(expected)}",
+            "gather the padded shard, cast to compute_dtype first where that is smaller",
+        )
+
+
+def travel_dtype(param: Param) -> torch.dtype:
+    """The smaller of the dtypes at rest and in compute: no gather moves more bytes than it has."""
+    smaller = param.compute_dtype.itemsize < param.dtype.itemsize
+    return param.compute_dtype if smaller else param.dtype
+
+
+def _check_source(program: Program, node: fx.Node, start: fx.Node, param: Param) -> None:
+    source = _operand_of(node, start)
+    while source.op == "call_function" and len(source.all_input_nodes) == 1:
+        source = source.all_input_nodes[0]
+    if source.op != "placeholder" or input_of(source).kind != "param":
+        return
+    if input_of(source).subject != param.name:
+        raise refusal(
+            program,
+            node,
+            f"%{node.name} is stamped as parameter {param.name!r} and gathers the "
+            f"shard of {input_of(source).subject!r}",
+            "gather the parameter that the readers mean",
+        )
+
+
+def _operand_of(node: fx.Node, start: fx.Node) -> fx.Node:
+    operands = start.args[0]
+    if isinstance(operands, fx.Node):
+        return operands
+    item = node.all_input_nodes[0]
+    return operands[item.args[1]]  # type: ignore[index, call-overload, return-value]
+
+
+def _live_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose value reaches an output or a write."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in live or node.op == "output" or written_operands(node):
+            live.add(node)
+            live.update(node.all_input_nodes)
+    return live

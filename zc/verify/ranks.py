@@ -1,0 +1,181 @@
+"""Ranks: gradients are reduced once, and shards are not read as if they were whole.
+
+An abstract interpretation follows, for each value, whether it depends on this rank's own batch, how
+often it was reduced on the way, and whether it still is a parameter's shard at rest. Markers of a
+logical program count as the communication they stand for.
+"""
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from zc.program.collectives import COLLECTIVES, is_collective
+from zc.program.liveness import storages_of, written_operands
+from zc.program.program import Program, input_of
+from zc.program.stamps import UPDATE, stamp_of
+from zc.state.markers import GRAD, PARAM
+from zc.verify.diagnostic import refusal
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known of one value.
+
+    ``own`` is true when it depends on this rank's batch and differs between ranks, ``reductions``
+    counts the gradient reductions on the longest way to it, ``shard`` names the parameter whose
+    shard at rest it is, cast or viewed but not gathered.
+    """
+
+    own: bool = False
+    reductions: int = 0
+    shard: str = ""
+
+
+Places = dict[fx.Node, Place]
+
+
+def check(program: Program) -> None:
+    """Refuse gradients that are not reduced exactly once, and shards read as if they were whole.
+
+    Raises:
+        VerifyError: naming the reduction, the reader, the write or the output.
+    """
+    for graph in program.graphs.values():
+        stored = {
+            key: input_of(node).subject
+            for node in graph.find_nodes(op="placeholder")
+            if input_of(node).kind == "param"
+            for key in storages_of(node)
+        }
+        places: Places = {}
+        for node in graph.nodes:
+            if node.op == "output":
+                continue
+            places[node] = _place(program, node, places)
+            _check_read(program, node, places)
+            _check_reduction(program, node, places)
+            _check_write(program, node, places, stored)
+        if len(program.graphs) == 1:
+            _check_gradients(program, places)
+
+
+def _place(program: Program, node: fx.Node, places: Places) -> Place:
+    if node.op == "placeholder":
+        return _input_place(program, node)
+    operands = [places[source] for source in node.all_input_nodes]
+    reductions = max((p.reductions for p in operands), default=0)
+    if is_gradient_reduction(node):
+        return Place(reductions=reductions + 1)
+    if node.target is PARAM or is_collective(node):
+        return Place(reductions=reductions)
+    shard = "" if reads_no_values(node) else next((p.shard for p in operands if p.shard), "")
+    return Place(any(p.own for p in operands), reductions, shard)
+
+
+def _input_place(program: Program, node: fx.Node) -> Place:
+    info = input_of(node)
+    if info.kind == "param":
+        layouts = program.params[info.subject].layouts.values()
+        replicated = all(layout.replicated for layout in layouts)
+        return Place(shard="" if replicated else info.subject)
+    if info.kind == "grad":
+        return Place(reductions=1)
+    if info.kind == "state":
+        return Place(own=program.state[info.subject].kind in ("accumulator", "error_feedback"))
+    return Place(own=info.kind in ("user", "buffer", "tangent"))
+
+
+def is_gradient_reduction(node: fx.Node) -> bool:
+    """True for a reduction that a pass inserted for gradients; the user's own are not counted."""
+    if node.target is GRAD:
+        return True
+    return (
+        is_collective(node)
+        and COLLECTIVES[node.target].lane == "reduce"
+        and not stamp_of(node).user
+    )
+
+
+def reads_no_values(node: fx.Node) -> bool:
+    """True for an op that looks at the type of its operand alone: ``empty_like``, a size."""
+    name = getattr(node.target, "__name__", "").split(".")[0]
+    return name.endswith("_like") or name.startswith(("new_", "sym_"))
+
+
+def _check_read(program: Program, node: fx.Node, places: Places) -> None:
+    """The user's own forward and backward nodes never see a shard at rest."""
+    stamp = stamp_of(node)
+    if node.op != "call_function" or node.target is PARAM or stamp.phase == UPDATE:
+        return
+    if (stamp.made_by != "capture" and not stamp.recompute) or written_operands(node):
+        return
+    if reads_no_values(node):
+        return
+    for source in node.all_input_nodes:
+        if places[source].shard:
+            what = (
+                f"%{node.name} reads %{source.name}, the shard of parameter "
+                f"{places[source].shard!r}, as if it were whole"
+            )
+            remedy = "gather the parameter and read the result of the wait"
+            raise refusal(program, node, what, remedy)
+
+
+def _check_reduction(program: Program, node: fx.Node, places: Places) -> None:
+    if is_gradient_reduction(node) and places[node].reductions > 1:
+        what = f"%{node.name} reduces a value that was reduced before"
+        raise refusal(program, node, what, "reduce each gradient once")
+
+
+def _check_write(program: Program, node: fx.Node, places: Places, stored: dict[int, str]) -> None:
+    """What is written to a parameter is not one rank's own, unless it holds a reduced gradient."""
+    place = places[node]
+    if not place.own or place.reductions:
+        return
+    for key in (k for target in written_operands(node) for k in storages_of(target)):
+        if key in stored and _ranks_of(program, stored[key]) > 1:
+            what = (
+                f"%{node.name} writes parameter {stored[key]!r} from a value of this rank alone, "
+                f"without a reduction"
+            )
+            raise refusal(program, node, what, "reduce the gradient before the update")
+
+
+def _check_gradients(program: Program, places: Places) -> None:
+    output = program.output_node()
+    values = zip(program.output_values(), program.outputs, strict=True)
+    for position, (value, info) in enumerate(values):
+        if info.kind != "grad" or not isinstance(value, fx.Node):
+            continue
+        if _ranks_of(program, info.subject) == 1:
+            continue
+        if places[value].reductions == 0:
+            what = (
+                f"output {position} (%{value.name}), the gradient of {info.subject!r}, is never "
+                f"reduced"
+            )
+            raise refusal(program, output, what, "reduce it over the parameter's axis")
+        _check_subject(program, position, value, info.subject)
+
+
+def _check_subject(program: Program, position: int, value: fx.Node, subject: str) -> None:
+    """The value that a gradient comes from, by single operands only, is stamped for it."""
+    node = value
+    while not stamp_of(node).param and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    found = stamp_of(node).param
+    if node.op == "call_function" and found and found != subject:
+        what = (
+            f"output {position} (%{value.name}) is the gradient of {subject!r} and comes from "
+            f"%{node.name}, which is for {found!r}"
+        )
+        raise refusal(
+            program, program.output_node(), what, "keep outputs in the order of program.outputs"
+        )
+
+
+def _ranks_of(program: Program, name: str) -> int:
+    size = 1
+    for axis in program.params[name].layouts:
+        size *= program.mesh.size(axis)
+    return size

@@ -1,0 +1,222 @@
+"""Types: each node's stored type is what its op returns for its operands, aliasing included."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from zc.program.printer import print_type
+from zc.program.program import Program, tensors_of, value_of
+from zc.program.types import derive, has_unbacked, same_type
+from zc.verify.diagnostic import refusal
+
+_VERIFIED = "zc_verified"
+_aten: Any = torch.ops.aten
+# Real kernels of these refuse operands of different dtypes; fake ones do not.
+_ONE_DTYPE = frozenset(
+    op.default
+    for op in (
+        *(_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm, _aten.mv, _aten.addmv, _aten.dot),
+        *(_aten.convolution, _aten.convolution_backward),
+    )
+)
+
+
+def check(program: Program, *, full: bool = True) -> None:
+    """Refuse a node whose stored type is not the one its op returns.
+
+    Args:
+        program: the program; its nodes remember that they were found right.
+        full: derive every node; otherwise only those that changed since they were last found right,
+            or whose operands did.
+
+    Raises:
+        VerifyError: naming the node, its stored type and the derived one.
+    """
+    for graph in program.graphs.values():
+        owners: dict[int, fx.Node] = {}
+        for node in graph.nodes:
+            if node.op != "call_function":
+                _own(owners, node)
+                continue
+            evidence = _evidence(node)
+            if full or node.meta.get(_VERIFIED) != evidence:
+                _check_node(program, node)
+                node.meta[_VERIFIED] = evidence
+            _check_fresh(program, node, owners)
+
+
+def _check_node(program: Program, node: fx.Node) -> None:
+    stored = value_of(node)
+    for source in node.all_input_nodes:
+        if "val" not in source.meta and source.op != "get_attr":
+            raise _untyped(program, source)
+    if "val" not in node.meta:
+        raise _untyped(program, node)
+    derived = (_item if node.target is getitem else _derive)(program, node)
+    if node.target in _ONE_DTYPE:
+        _check_one_dtype(program, node)
+    if has_unbacked(stored):
+        return
+    if not same_type(stored, derived):
+        raise refusal(
+            program,
+            node,
+            f"type of %{node.name} is {_full_type(stored)}, its op returns "
+            f"{_full_type(derived)} for these operands",
+            "derive the type anew after changing an op or its operands (Editor.call, retype)",
+        )
+    _check_aliases(program, node, derived)
+
+
+def _untyped(program: Program, node: fx.Node) -> Exception:
+    return refusal(
+        program,
+        node,
+        f"%{node.name} has no type",
+        "insert nodes with Editor.call, which derives it",
+    )
+
+
+def _derive(program: Program, node: fx.Node) -> Any:
+    shape_env = program.fake_mode.shape_env
+    quiet = nullcontext() if shape_env is None else shape_env.ignore_fresh_unbacked_symbols()
+    try:
+        with quiet, _silent():
+            return derive(node, program.fake_mode)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0].removesuffix(".")
+        raise refusal(
+            program,
+            node,
+            f"the op of %{node.name} refuses its operands: {reason}",
+            "give it operands of the types it takes",
+        ) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from logging a traceback for what becomes an error of ours."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _check_one_dtype(program: Program, node: fx.Node) -> None:
+    dtypes = {t.dtype: s for s in node.all_input_nodes for t in tensors_of(s)}
+    if len(dtypes) > 1:
+        operands = ", ".join(f"%{s.name} is {print_type(value_of(s))}" for s in dtypes.values())
+        raise refusal(
+            program,
+            node,
+            f"%{node.name} takes operands of one dtype: {operands}",
+            "cast them to one dtype first",
+        )
+
+
+def _item(program: Program, node: fx.Node) -> Any:
+    source, position = node.args
+    try:
+        return value_of(source)[position]  # type: ignore[index, arg-type]
+    except (IndexError, TypeError) as error:
+        raise refusal(
+            program,
+            node,
+            f"%{node.name} takes item {position} of {print_type(value_of(source))}",  # type: ignore[arg-type]
+            "read an item that its operand has",
+        ) from error
+
+
+def _check_aliases(program: Program, node: fx.Node, derived: Any) -> None:
+    """The stored result shares storage with exactly those operands that the op's result does."""
+    operands: dict[int, fx.Node] = {}
+    for source in node.all_input_nodes:
+        for tensor in tensors_of(source):
+            operands.setdefault(_storage(tensor), source)
+    for stored, fresh in zip(_tensors(value_of(node)), _tensors(derived), strict=True):
+        has, should = operands.get(_storage(stored)), operands.get(_storage(fresh))
+        if has is not should:
+            raise refusal(
+                program,
+                node,
+                f"%{node.name} shares {_storage_of(has)}, its op returns a value "
+                f"that shares {_storage_of(should)}",
+                "derive the type from the operands (Editor.call, retype); never copy meta",
+            )
+
+
+def _storage_of(node: fx.Node | None) -> str:
+    return "no operand's storage" if node is None else f"the storage of %{node.name}"
+
+
+def _check_fresh(program: Program, node: fx.Node, owners: dict[int, fx.Node]) -> None:
+    """A storage that comes from no operand belongs to no earlier value."""
+    own = {_storage(t) for t in tensors_of(node)}
+    own -= {_storage(t) for source in node.all_input_nodes for t in tensors_of(source)}
+    for key in own:
+        if key in owners:
+            raise refusal(
+                program,
+                node,
+                f"%{node.name} shares the storage of %{owners[key].name}, which it does not read",
+                "derive the type (Editor.call, retype); never copy meta",
+            )
+        owners[key] = node
+
+
+def _own(owners: dict[int, fx.Node], node: fx.Node) -> None:
+    for tensor in tensors_of(node):
+        owners.setdefault(_storage(tensor), node)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    items = value if isinstance(value, (tuple, list)) else [value]
+    return [item for item in items if isinstance(item, torch.Tensor)]
+
+
+def _full_type(value: Any) -> str:
+    """The printed type, with strides and device where a tensor is not plain."""
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(_full_type, value)) + ")"
+    if not isinstance(value, torch.Tensor):
+        return print_type(value)
+    text = print_type(value)
+    if not value.is_contiguous():
+        text += f" strided {list(value.stride())}"
+    return text if value.device.type == "cpu" else f"{text} on {value.device}"
+
+
+def _evidence(node: fx.Node) -> tuple[Any, ...]:
+    """What a node's type follows from: its op, its arguments with their types; and the type."""
+    arguments = map_arg((node.args, node.kwargs), _held)  # type: ignore[arg-type]
+    return node.target, arguments, _Held(value_of(node))
+
+
+class _Held:
+    """A type compared by identity: a pass that changes it puts another object in its place."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _held(source: fx.Node) -> _Held:
+    return _Held(value_of(source))

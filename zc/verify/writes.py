@@ -1,0 +1,66 @@
+"""Writes: parameters and state change once, after their last read; nobody reads a stale value."""
+
+from torch import fx
+
+from zc.program.liveness import storages_of, written_operands
+from zc.program.program import Program, input_of
+from zc.verify.diagnostic import refusal
+
+
+def check(program: Program) -> None:
+    """Refuse second writes to a parameter or state, and reads of a storage written before.
+
+    A read through the result of the write itself means the new value and is allowed.
+
+    Raises:
+        VerifyError: naming the second writer or the reader.
+    """
+    for graph in program.graphs.values():
+        _check_graph(program, graph)
+
+
+def _check_graph(program: Program, graph: fx.Graph) -> None:
+    owned = {
+        key: node
+        for node in graph.find_nodes(op="placeholder")
+        if input_of(node).kind in ("param", "state")
+        for key in storages_of(node)
+    }
+    writers: dict[int, fx.Node] = {}
+    current: dict[int, set[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            continue
+        written = {key for operand in written_operands(node) for key in storages_of(operand)}
+        for key in written & writers.keys() & owned.keys():
+            raise _second_write(program, node, writers[key], owned[key])
+        for source in node.all_input_nodes:
+            for key in storages_of(source):
+                _check_read(program, node, source, writers.get(key), current.get(key, set()))
+                if key in writers and key in storages_of(node):
+                    current[key].add(node)
+        for key in written:
+            writers[key], current[key] = node, {node}
+
+
+def _check_read(
+    program: Program, node: fx.Node, source: fx.Node, writer: fx.Node | None, current: set[fx.Node]
+) -> None:
+    if writer is None or source in current:
+        return
+    raise refusal(
+        program,
+        node,
+        f"%{node.name} reads %{source.name} after %{writer.name} has written to it",
+        "write after the last read, or read the result of the write",
+    )
+
+
+def _second_write(program: Program, node: fx.Node, writer: fx.Node, target: fx.Node) -> Exception:
+    info = input_of(target)
+    return refusal(
+        program,
+        node,
+        f"%{node.name} writes {info.kind} {info.subject!r} a second time, after %{writer.name}",
+        "write each parameter and state once, after its last read",
+    )
