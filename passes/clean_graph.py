@@ -79,8 +79,8 @@ class _Outside:
     def may_replace(self, node: fx.Node, simpler: fx.Node) -> bool:
         """Whether the caller cannot tell ``simpler`` from ``node``.
 
-        A returned value must keep a storage of its own, of its own size; and a copy of something that is
-        written to later must stay a copy.
+        A returned value must keep a storage of its own, of its own size; and a copy of something
+        that is written to later must stay a copy.
         """
         if not same_type(value_of(node), value_of(simpler)):
             return False

@@ -9,8 +9,8 @@ after:
   %w_grad_scatter: f32[2, 4] = c10d.reduce_scatter_tensor(%mm_1, "avg", 4, "dp")
   %w_grad: f32[2, 4] = c10d.wait_tensor(%w_grad_scatter)
 
-The stages are those of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter
-Models" (arXiv:1910.02054), section 5.
+The stages are those of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion
+Parameter Models" (arXiv:1910.02054), section 5.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from zc.program.packing import pack, unpack
 from zc.program.program import Program, value_of
 from zc.program.stamps import BACKWARD, set_stamp, stamp_of
 from zc.program.tables import Param
-from zc.program.types import retype, same_type
+from zc.program.types import retype
 from zc.state.markers import GRAD, PARAM
 
 aten: Any = torch.ops.aten
@@ -74,10 +74,11 @@ class ShardParams(Pass):
         else:
             reduce_when_complete(grads)
         reads = program.graph.find_nodes(op="call_function", target=PARAM)
-        changed = [not lower_read(edit, read) for read in reads]
-        changed += [not lower_gradient(edit, grad) for grad in grads]
-        if changed:  # views of what a marker returned now share another storage
-            retype(program, program.graph)
+        for read in reads:
+            lower_read(edit, read)
+        for grad in grads:
+            lower_gradient(edit, grad)
+        retype(program, program.graph)  # views of a marker's result share another storage now
         program.rules |= {"zero_stage": self.zero_stage, "kept_gathered": tuple(kept)}
 
 
@@ -86,19 +87,19 @@ def check_at_rest(program: Program, zero_stage: int) -> None:
     for param in program.params.values():
         if zero_stage == 0 and not param.layout.replicated:
             raise PipelineError(
-                f"parameter '{param.name}' is sharded, and zero_stage 0 keeps parameters whole; use "
-                f"zero1, zero2 or zero3, or do not call zc.shard on this model"
+                f"parameter '{param.name}' is sharded, and zero_stage 0 keeps parameters whole; "
+                f"use zero1, zero2 or zero3, or do not call zc.shard on this model"
             )
         unsharded = param.trainable and not param.managed and param.layout.world > 1
         if zero_stage > 0 and unsharded:
             raise PipelineError(
-                f"parameter '{param.name}' is not sharded, and zero_stage {zero_stage} needs it to be; "
-                f"call zc.shard(model) before the optimizer is built, or use zero0"
+                f"parameter '{param.name}' is not sharded, and zero_stage {zero_stage} needs it "
+                f"to be; call zc.shard(model) before the optimizer is built, or use zero0"
             )
 
 
 def cast_before_gather(edit: Editor, read: fx.Node) -> None:
-    """Gather in the dtype of the readers when all of them cast the parameter to one smaller dtype."""
+    """Gather in the dtype of the readers when all of them cast to one smaller dtype."""
     casts = list(read.users)
     if not casts or any(set(c.kwargs) != {"dtype"} or not _is_cast(c) for c in casts):
         return
@@ -171,8 +172,8 @@ def reduce_when_complete(grads: list[fx.Node]) -> None:
         grad.all_input_nodes[0].append(grad)
 
 
-def lower_read(edit: Editor, read: fx.Node) -> bool:
-    """Replace ``zc.param`` by cast, gather, wait and unpacking; whether its type stayed the same."""
+def lower_read(edit: Editor, read: fx.Node) -> None:
+    """Replace ``zc.param`` by cast, gather, wait and unpacking."""
     param = edit.program.params[stamp_of(read).param]
     shard: Any = read.args[0]
     dtype: Any = read.args[5]
@@ -195,11 +196,11 @@ def lower_read(edit: Editor, read: fx.Node) -> bool:
             value = unpack(edit.call, value, layout, name=f"{shard.name}_unpacked")
             if not early:
                 value = edit.call(aten._to_copy.default, value, dtype=dtype)
-    return _replace(edit, read, value)
+    _replace(edit, read, value)
 
 
-def lower_gradient(edit: Editor, grad: fx.Node) -> bool:
-    """Replace ``zc.grad`` by cast, packing, reduction, wait; whether its type stayed the same."""
+def lower_gradient(edit: Editor, grad: fx.Node) -> None:
+    """Replace ``zc.grad`` by cast, packing, reduction and wait."""
     param = edit.program.params[stamp_of(grad).param]
     value: Any = grad.args[0]
     layout = param.layout
@@ -225,14 +226,12 @@ def lower_gradient(edit: Editor, grad: fx.Node) -> bool:
             value = edit.call(WAIT, reduce, name=f"{subject}_grad")
         if value_of(value).dtype != param.dtype:
             value = edit.call(aten._to_copy.default, value, dtype=param.dtype)
-    return _replace(edit, grad, value)
+    _replace(edit, grad, value)
 
 
-def _replace(edit: Editor, marker: fx.Node, value: fx.Node) -> bool:
-    same = same_type(value_of(marker), value_of(value))
+def _replace(edit: Editor, marker: fx.Node, value: fx.Node) -> None:
     marker.replace_all_uses_with(value)
     edit.graph.erase_node(marker)
-    return same
 
 
 def _is_cast(node: fx.Node) -> bool:

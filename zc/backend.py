@@ -1,4 +1,4 @@
-"""The ``zero`` backend of ``torch.compile``: capture, passes, verification, execution, put together."""
+"""The ``zero`` backend of ``torch.compile``: capture, passes, verification and execution."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -147,8 +147,9 @@ def _has_external_graph(example_inputs: Sequence[Any]) -> bool:
 
 def _say_detach(name: str) -> None:
     warnings.warn(
-        f"{name} returns a loss whose graph its backward() has used up, so forward and backward are "
-        f"compiled apart (level 1); return loss.detach() to compile the whole step as one program",
+        f"{name} returns a loss whose graph its backward() has used up, so forward and backward "
+        f"are compiled apart (level 1); return loss.detach() to compile the whole step as one "
+        f"program",
         stacklevel=2,
     )
 

@@ -16,7 +16,8 @@ EXECUTORS = ("inductor", "interpret")
 class Settings:
     """Resolved options of one compiled function.
 
-    ``pipeline`` is ``None`` when the program decides: ``zero3`` with sharded parameters, else ``zero0``.
+    ``pipeline`` is ``None`` when the program decides: ``zero3`` with sharded parameters, else
+    ``zero0``.
     """
 
     pipeline: PassPipeline | None

@@ -1,9 +1,10 @@
 """The communication plan: what a function's ranks have agreed to send, in order.
 
-Ranks compile alone. The first capture of a function freezes its plan and publishes it in the process
-group's store, first writer wins; every other rank, and every recompile (a new sequence length), must
-follow it. A recompile with another plan is accepted only if every rank makes the same one within
-``AGREE_SECONDS``: otherwise a rank would wait in a collective that its peers never start.
+Ranks compile alone. The first capture of a function freezes its plan and publishes it in the
+process group's store, first writer wins; every other rank, and every recompile (a new sequence
+length), must follow it. A recompile with another plan is accepted only if every rank makes the
+same one within ``AGREE_SECONDS``: otherwise a rank would wait in a collective that its peers never
+start.
 """
 
 import time
@@ -86,8 +87,8 @@ def _difference(name: str, ours: list[str], theirs: list[str]) -> str:
     there = theirs[at] if at < len(theirs) else "nothing more"
     return (
         f"{name}: ranks compiled different programs; collective {at} is {here} on rank "
-        f"{dist.get_rank()} and {there} on another; make every rank run the same modules in the same "
-        f"order (a branch on local data must not decide which parameters are used)"
+        f"{dist.get_rank()} and {there} on another; make every rank run the same modules in the "
+        f"same order (a branch on local data must not decide which parameters are used)"
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import fx
+from torch._dynamo import exc
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import partitioners
-from torch._functorch.aot_autograd import make_boxed_func
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from zc.errors import CaptureError
@@ -28,12 +28,12 @@ def torch_version() -> tuple[int, int]:
 
 
 def configure_dynamo() -> None:
-    """Let Dynamo trace recurrent modules, which it otherwise leaves to eager code with their frame."""
+    """Let Dynamo trace recurrent modules; by default it leaves their whole frame to eager code."""
     torch._dynamo.config.allow_rnn = True
 
 
 class _TraceAgain(  # Dynamo forgets its graph breaks for the one base and lets the other pass
-    torch._dynamo.exc.TensorifyScalarRestartAnalysis, torch._dynamo.exc.UnspecializeRestartAnalysis
+    exc.TensorifyScalarRestartAnalysis, exc.UnspecializeRestartAnalysis
 ):
     """Makes Dynamo trace the current frame again from its start."""
 
@@ -46,12 +46,12 @@ _retracing: set[str] = set()
 
 
 def trace_again_if_needed(graph_module: fx.GraphModule, external_graph: bool) -> bool:
-    """Trace the current frame again if it broke where Dynamo needs a setting that is off by default.
+    """Trace the current frame again if it broke where Dynamo needs a setting that is off.
 
-    The settings (``trace_autograd_ops``, ``allow_rnn``) are on for that one frame only, so functions
-    compiled by other backends never see them. With ``external_graph``, when a differentiable input comes
-    from outside the frame, ``backward()`` stays eager: Dynamo would trace it without that input's own
-    graph, and with no leaf in the frame it would drop it.
+    The settings (``trace_autograd_ops``, ``allow_rnn``) are on for that one frame only, so
+    functions compiled by other backends never see them. With ``external_graph``, when a
+    differentiable input comes from outside the frame, ``backward()`` stays eager: Dynamo would
+    trace it without that input's own graph, and with no leaf in the frame it would drop it.
 
     Returns:
         Whether this graph was traced with such a setting.
@@ -87,7 +87,7 @@ def _restore_settings() -> None:
 
 
 def backward_outside(graph_module: fx.GraphModule) -> bool:
-    """Whether this frame broke because it returns a loss whose graph ``backward()`` has consumed."""
+    """Whether this frame broke because the loss it returns has lost its graph to ``backward()``."""
     reason = getattr(graph_module, "compile_subgraph_reason", None)
     return reason is not None and "consumed returned tensor" in reason.reason
 
@@ -108,9 +108,9 @@ def compile_for_autograd(
 ) -> Callable[..., Any]:
     """Lower a Dynamo graph to aten through AOTAutograd.
 
-    ``partition`` receives the joint graph of a differentiable piece and returns its two halves, which
-    ``forward`` and ``backward`` then compile; ``whole`` compiles a graph that needs no autograd outside
-    (inference, or a step with ``backward()`` inside).
+    ``partition`` receives the joint graph of a differentiable piece and returns its two halves,
+    which ``forward`` and ``backward`` then compile; ``whole`` compiles a graph that needs no
+    autograd outside (inference, or a step with ``backward()`` inside).
     """
     compiler = aot_autograd(
         fw_compiler=forward,
@@ -128,11 +128,6 @@ def boxed(function: Callable[[list[Any]], Any]) -> Callable[..., Any]:
     return function
 
 
-def boxed_graph_module(graph_module: fx.GraphModule) -> Callable[..., Any]:
-    """A graph module as a boxed function, run node by node as torch does."""
-    return make_boxed_func(graph_module.forward)
-
-
 def split_joint(
     joint: fx.GraphModule,
     saved: list[fx.Node],
@@ -142,8 +137,9 @@ def split_joint(
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The forward and backward halves of a joint graph, in AOTAutograd's calling convention.
 
-    ``saved``, ``saved_symbols`` and ``saved_opaque`` are the tensors, numbers and meshes that backward
-    reads from forward. Every computed node must carry ``meta["partitioner_tag"]``, see ``tag_phase``.
+    ``saved``, ``saved_symbols`` and ``saved_opaque`` are the tensors, numbers and meshes that
+    backward reads from forward. Every computed node must carry ``meta["partitioner_tag"]``, see
+    ``tag_phase``.
     """
     return partitioners._extract_fwd_bwd_modules(
         joint, saved, saved_symbols, saved_opaque, num_fwd_outputs=forward_outputs
@@ -163,7 +159,7 @@ def is_backward(node: fx.Node) -> bool:
 
 
 def must_recompute(node: fx.Node) -> bool:
-    """Whether ``torch.utils.checkpoint`` in the user's code asked for this node to be recomputed."""
+    """Whether ``torch.utils.checkpoint`` in the user's code wants this node recomputed."""
     policy = node.meta.get("recompute")
     return policy is not None and policy.name in ("MUST_RECOMPUTE", "PREFER_RECOMPUTE")
 
@@ -183,36 +179,33 @@ def source_expression(placeholder: fx.Node) -> str:
     if source is None:
         return ""
     name = source.name
-    return name() if callable(name) else name
+    return str(name() if callable(name) else name)
 
 
 def dynamo_input_index(placeholder: fx.Node) -> int | None:
     """Which argument of the Dynamo graph an AOTAutograd placeholder is, or is a part of."""
-    description = placeholder.meta.get("desc")
-    while description is not None and not hasattr(description, "idx"):
-        description = getattr(description, "base", None)
-    kind = type(description).__name__
-    return description.idx if kind in ("PlainAOTInput",) else None
+    inner = _innermost(placeholder.meta.get("desc"))
+    return inner.idx if type(inner).__name__ == "PlainAOTInput" else None
 
 
 def is_tangent(placeholder: fx.Node) -> bool:
     """Whether an AOTAutograd placeholder is the gradient of an output."""
-    description = placeholder.meta.get("desc")
-    while description is not None and hasattr(description, "base"):
-        description = description.base
-    return type(description).__name__ == "TangentAOTInput"
+    return type(_innermost(placeholder.meta.get("desc"))).__name__ == "TangentAOTInput"
 
 
 def output_gradient_of(description: Any) -> int | None:
     """Index of the Dynamo argument whose gradient an AOTAutograd output is, if it is one."""
-    while description is not None and hasattr(description, "base"):
-        description = description.base
-    if type(description).__name__ != "GradAOTOutput":
+    inner = _innermost(description)
+    if type(inner).__name__ != "GradAOTOutput":
         return None
-    source = description.grad_of
-    while hasattr(source, "base"):
-        source = source.base
-    return getattr(source, "idx", None)
+    return getattr(_innermost(inner.grad_of), "idx", None)
+
+
+def _innermost(description: Any) -> Any:
+    """What a description of a tensor inside a tensor subclass is about."""
+    while hasattr(description, "base"):
+        description = description.base
+    return description
 
 
 def compile_region(
@@ -222,6 +215,7 @@ def compile_region(
 
     Returns a function that takes the inputs in order and returns a list of the outputs.
     """
+    from torch import _guards
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -233,7 +227,7 @@ def compile_region(
             decomposition_table=select_decomp_table(),
             tracing_mode="real",
         )(*example_inputs)
-    with torch._guards.tracing(torch._guards.TracingContext(mode)), torch.no_grad():
+    with _guards.tracing(_guards.TracingContext(mode)), torch.no_grad():
         compiled = compile_fx_inner(traced, list(example_inputs), is_inference=True)
 
     def run(*inputs: Any) -> list[Any]:
@@ -243,7 +237,7 @@ def compile_region(
 
 
 def inductor_counts() -> dict[str, int]:
-    """Inductor's own counts of regions compiled (``misses``) and loaded from its cache (``hits``)."""
+    """Inductor's counts of regions compiled (``misses``) and loaded from its cache (``hits``)."""
     counts = torch._dynamo.utils.counters["inductor"]
     return {
         "hits": counts["fxgraph_cache_hit"],
@@ -296,7 +290,8 @@ def code_being_compiled() -> Any:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     try:
-        return InstructionTranslator.current_tx().output.root_tx.f_code
+        root: Any = InstructionTranslator.current_tx().output.root_tx
+        return root.f_code
     except AttributeError:
         return None
 

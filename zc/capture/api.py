@@ -20,8 +20,8 @@ def capture(
 ) -> Program:
     """Capture the first compiled piece of ``function(*args, **kwargs)`` and run passes on it.
 
-    Nothing is executed and no parameter is read, so parameters and arguments may be on the meta device
-    and the process group a fake one of any size.
+    Nothing is executed and no parameter is read, so parameters and arguments may be on the meta
+    device and the process group a fake one of any size.
 
     Args:
         function: a model, or a step with ``backward()`` inside.
@@ -56,7 +56,7 @@ def capture(
             torch.compiler.reset()
     if not session.programs:
         raise CaptureError(
-            f"nothing was captured from {getattr(function, '__name__', type(function).__name__)}: no "
-            f"tensor operation was traced; TORCH_LOGS=graph_breaks shows why"
+            f"nothing was captured from {getattr(function, '__name__', type(function).__name__)}: "
+            f"no tensor operation was traced; TORCH_LOGS=graph_breaks shows why"
         )
     return session.programs[0]

@@ -1,8 +1,8 @@
-"""What the arguments of a captured function are: parameters by name, buffers, gradients, the user's own.
+"""What the arguments of a captured function are: parameters, buffers, gradients, the user's.
 
-Dynamo hands a backend a graph and example inputs. This module reads names from the expressions that the
-inputs come from, tags every read of a sharded parameter with the argument it reads, and puts the marker
-behind parameters that were never sharded, so that all programs look alike.
+Dynamo hands a backend a graph and example inputs. This module reads names from the expressions
+that the inputs come from, tags every read of a sharded parameter with the argument it reads, and
+puts the marker behind parameters that were never sharded, so that all programs look alike.
 """
 
 import re
@@ -27,8 +27,8 @@ _PARAM_OPS = (PARAM, torch.ops.zc.param)
 class Argument:
     """One argument of a captured function.
 
-    ``kind`` is ``param`` (sharded or not), ``grad``, ``buffer``, ``user`` or ``symbol``; ``name`` the
-    qualified name of a parameter or buffer, the source expression of anything else.
+    ``kind`` is ``param`` (sharded or not), ``grad``, ``buffer``, ``user`` or ``symbol``; ``name``
+    the qualified name of a parameter or buffer, the source expression of anything else.
     """
 
     index: int

@@ -4,8 +4,8 @@
     Program:              input %a_weight: f32[2, 4] {param 'a.weight' shard=dp:0}
                           %a_weight_full: f32[8, 4] = zc.param(%a_weight, ...)
 
-Phases and sources are stamped, parameters named and read once, every gradient reduced once, randomness made
-explicit, and all types derived anew, so that passes may trust them.
+Phases and sources are stamped, parameters named and read once, every gradient reduced once,
+randomness made explicit, and all types derived anew, so that passes may trust them.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ from zc.state.markers import PARAM, layout_from_args
 class Traced:
     """What capture knows about one traced graph.
 
-    ``forward_outputs`` is how many leading outputs the forward half of a joint graph returns, ``None``
-    for a graph that runs as a whole.
+    ``forward_outputs`` is how many leading outputs the forward half of a joint graph returns,
+    ``None`` for a graph that runs as a whole.
     """
 
     module: fx.GraphModule
@@ -49,8 +49,8 @@ def build_program(traced: Traced) -> Program:
     """The logical program of one traced graph; the graph is taken over, not copied.
 
     Raises:
-        CaptureError: for what cannot be expressed: an unknown random op, a full parameter that would
-            leave the program, parameters on meshes of different ranks.
+        CaptureError: for what cannot be expressed: an unknown random op, a full parameter that
+            would leave the program, parameters on meshes of different ranks.
     """
     graph = traced.module.graph
     fake_mode = torch_private.fake_mode_of([value_of(n) for n in graph.nodes])
@@ -192,8 +192,8 @@ def _retype(program: Program) -> None:
     except Exception as error:
         node = _first_failing(program)
         raise CaptureError(
-            f"type of {print_node(node) if node else program.name} cannot be derived: {error}; please "
-            f"report this with the dump of options={{'dump': DIR}}"
+            f"type of {print_node(node) if node else program.name} cannot be derived: {error}; "
+            f"please report this with the dump of options={{'dump': DIR}}"
         ) from error
 
 
@@ -226,5 +226,6 @@ def _refuse_leaking_parameters(program: Program) -> None:
         raise CaptureError(
             f"parameter '{name}' is read in {program.name} and its full value leaves this compiled "
             f"piece (a graph break lies between the read and its use, or the function returns it); "
-            f"read the weight after the break, or remove the break: TORCH_LOGS=graph_breaks shows it"
+            f"read the weight after the break, or remove the break: TORCH_LOGS=graph_breaks shows "
+            f"it"
         )

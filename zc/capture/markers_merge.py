@@ -25,8 +25,8 @@ def canonicalize(program: Program) -> None:
     """Merge markers and make their operands the inputs themselves, in place.
 
     Raises:
-        CaptureError: for a marker that reads something other than a parameter, or parameters sharded
-            over different numbers of ranks along one axis.
+        CaptureError: for a marker that reads something other than a parameter, or parameters
+            sharded over different numbers of ranks along one axis.
     """
     _merge_reads(program)
     _merge_gradients(program)
@@ -62,8 +62,8 @@ def _merge_reads(program: Program) -> None:
         source = path[-1]
         if source.op != "placeholder" or input_of(source).kind != "param":
             raise CaptureError(
-                f"marker {node.format_node()} reads something other than a parameter; parameters must "
-                f"be attributes of modules that zc.shard converted"
+                f"marker {node.format_node()} reads something other than a parameter; parameters "
+                f"must be attributes of modules that zc.shard converted"
             )
         if source in first:
             node.replace_all_uses_with(first[source])
@@ -132,6 +132,6 @@ def _check_mesh(program: Program) -> None:
         if not layout.replicated and program.mesh.size(layout.axis) != layout.world:
             raise CaptureError(
                 f"parameter '{param.name}' is sharded over {layout.world} ranks of axis "
-                f"'{layout.axis}', the program's mesh has {program.mesh}; shard the whole model over "
-                f"one mesh"
+                f"'{layout.axis}', the program's mesh has {program.mesh}; shard the whole model "
+                f"over one mesh"
             )

@@ -18,8 +18,8 @@ _MODULE = re.compile(r"_modules\['([^']+)'\]|\.(\w+)")
 def stamp_captured(graph: fx.Graph) -> None:
     """Stamp every node of a captured graph.
 
-    Autograd's nodes are backward, and so is whatever reads one, or serves only such nodes and was traced
-    behind the first of them (buffers that gradients are copied into).
+    Autograd's nodes are backward, and so is whatever reads one, or serves only such nodes and was
+    traced behind the first of them (buffers that gradients are copied into).
     """
     seen_backward = False
     for node in graph.nodes:
@@ -45,7 +45,7 @@ def _is_backward(node: fx.Node) -> bool:
 
 
 def _is_number(node: fx.Node) -> bool:
-    """A size that backward asks of a forward value is computed in forward: it is small, that is not."""
+    """A size that backward asks of a forward value is computed in forward: saving it is cheap."""
     return isinstance(value_of(node), (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 

@@ -1,4 +1,4 @@
-"""Random numbers as functions of a seed and an offset, so that recomputing one draws the same again.
+"""Random numbers as functions of a seed and an offset: computed again, they are the same.
 
     zc::uniform(seed, offset, size)   f32-exact uniform numbers of [0, 1)
     zc::normal(seed, offset, size)    standard normal numbers

@@ -7,7 +7,6 @@ after:   %uniform: f32[8] = zc.uniform(%seed, 0, [8], f32, cpu)
          %mul_1: f32[8] = aten.mul.Tensor(%mul, 1.1111111111111112)
 """
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +66,8 @@ def make_explicit(program: Program) -> None:
     """Rewrite all random nodes of ``program`` in place; no seed is added when there are none.
 
     Raises:
-        CaptureError: for a random op that has no such form; the message names it and its source line.
+        CaptureError: for a random op that has no such form; the message names it and its source
+        line.
     """
     random = [n for n in program.graph.nodes if is_random(n)]
     if not random:
@@ -78,9 +78,10 @@ def make_explicit(program: Program) -> None:
         rewrite = _REWRITES.get(node.target)
         if rewrite is None:
             raise CaptureError(
-                f"random op in {print_node(node)} ({stamp_of(node).source or 'no source line'}) cannot "
-                f"be reproduced from a seed; draw these numbers outside the compiled function and "
-                f"pass them in, or write them with torch.rand, randn, randint or dropout"
+                f"random op in {print_node(node)} ({stamp_of(node).source or 'no source line'}) "
+                f"cannot be reproduced from a seed; draw these numbers outside the compiled "
+                f"function and pass them in, or write them with torch.rand, randn, randint or "
+                f"dropout"
             )
         with edit.before(node, recompute=stamp_of(node).recompute):
             rewrite(_Draw(edit, node, seed, offset))

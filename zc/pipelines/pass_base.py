@@ -28,9 +28,10 @@ Kind = Literal["required", "optional", "numeric"]
 class Pass(ABC):
     """One rewrite of a program.
 
-    ``kind`` says what it may change: a ``required`` pass establishes meaning, an ``optional`` one must
-    not change one bit of any result, a ``numeric`` one changes results within a stated tolerance.
-    ``requires`` names what earlier passes must have provided, ``provides`` what later ones may rely on.
+    ``kind`` says what it may change: a ``required`` pass establishes meaning, an ``optional`` one
+    must not change one bit of any result, a ``numeric`` one changes results within a stated
+    tolerance. ``requires`` names what earlier passes must have provided, ``provides`` what later
+    ones may rely on.
     """
 
     kind: ClassVar[Kind] = "optional"

@@ -12,8 +12,9 @@ from zc.program.stamps import FORWARD, stamp_of
 def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
     """Forward values computed from parameters alone, with the parameters they come from.
 
-    A value counts when at least one parameter goes into it and nothing else does but constants: the full
-    parameter, its transpose, its cast, a weight-normalised weight. Inputs themselves do not count.
+    A value counts when at least one parameter goes into it and nothing else does but constants:
+    the full parameter, its transpose, its cast, a weight-normalised weight. Inputs themselves do
+    not count.
     """
     free: set[fx.Node] = set()
     found: dict[fx.Node, frozenset[str]] = {}
@@ -37,13 +38,14 @@ def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
 def sink(graph: fx.Graph, nodes: set[fx.Node]) -> None:
     """Move each of ``nodes`` down to just before its first user, keeping their order valid.
 
-    Linear in the graph: nodes are taken from the end, so users are where they will stay; those that land
-    before one anchor are stacked upwards in front of it.
+    Linear in the graph: nodes are taken from the end, so users are where they will stay; those
+    that land before one anchor are stacked upwards in front of it.
     """
     order: dict[fx.Node, tuple[int, int]] = {n: (i, 0) for i, n in enumerate(graph.nodes)}
     anchor_of: dict[fx.Node, fx.Node] = {}
     head: dict[fx.Node, fx.Node] = {}
-    for count, node in enumerate(reversed(list(graph.nodes))):
+    nodes_upwards: list[fx.Node] = list(graph.nodes)[::-1]
+    for count, node in enumerate(nodes_upwards):
         if node not in nodes or not node.users:
             continue
         first = min(node.users, key=order.__getitem__)
@@ -68,7 +70,7 @@ def dependents(graph: fx.Graph, roots: set[fx.Node]) -> list[fx.Node]:
 
 def _writes(node: fx.Node) -> bool:
     schema: Any = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
+    return schema is not None and bool(schema.is_mutable)
 
 
 def is_random(node: fx.Node) -> bool:
@@ -82,4 +84,4 @@ def is_random(node: fx.Node) -> bool:
         return True
     index = names.index("dropout_p")  # attention: random only when it drops
     given = node.args[index] if index < len(node.args) else node.kwargs.get("dropout_p", 0.0)
-    return given != 0.0
+    return bool(given != 0.0)

@@ -1,8 +1,9 @@
 """The table of collectives: what each op moves, on which axis and lane, and where it is waited for.
 
-Verifier, reports and cost model read this table and nothing else about communication. Bytes follow the ring
-formulas (Thakur et al. 2005; Rajbhandari et al. 1910.02054, section 7): with payload S (the full tensor)
-and N ranks, a gather or a reduce-scatter puts S(N-1)/N on each rank's wire, an all-reduce twice that.
+Verifier, reports and cost model read this table and nothing else about communication. Bytes follow
+the ring formulas (Thakur et al. 2005; Rajbhandari et al. 1910.02054, section 7): with payload S
+(the full tensor) and N ranks, a gather or a reduce-scatter puts S(N-1)/N on each rank's wire, an
+all-reduce twice that.
 """
 
 from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ with edit.before(first_read):
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -24,7 +24,7 @@ class Editor:
     program: Program
     graph: fx.Graph
     made_by: str
-    stamp: Stamp = Stamp()
+    stamp: Stamp = field(default_factory=Stamp)
 
     @contextmanager
     def before(self, node: fx.Node, **stamp: Any) -> Iterator[None]:
@@ -75,7 +75,7 @@ def default_name(target: Any, param: str = "") -> str:
 
 
 def node_name(param: str) -> str:
-    """``param``, a qualified name, as part of a node's name: ``h.0.weight`` becomes ``h_0_weight``."""
+    """The qualified name ``param`` as part of a node's name: ``h_0_weight`` for ``h.0.weight``."""
     name = "".join(c if c.isalnum() else "_" for c in param).strip("_")
     return f"p{name}" if name[:1].isdigit() else name
 

@@ -72,7 +72,7 @@ def print_target(target: Any) -> str:
 
 
 def print_type(value: Any) -> str:
-    """Type of a node: ``f32[8, 4]``, a tuple of such, ``sym s0`` or the name of an object's class."""
+    """Type of a node: ``f32[8, 4]``, a tuple of such, ``sym s0`` or ``opaque``."""
     if isinstance(value, torch.Tensor):
         sizes = ", ".join(str(s) for s in value.shape)
         return f"{print_arg(value.dtype)}[{sizes}]"

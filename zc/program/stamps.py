@@ -17,10 +17,10 @@ _KEY = "zc"
 class Stamp:
     """Provenance of one node.
 
-    ``phase`` is forward, backward or update; ``made_by`` the pass that inserted it (``capture`` for the
-    user's own nodes); ``param`` the parameter it gathers, casts, unpacks or reduces; ``bucket`` the
-    bucket of a coalesced collective; ``module`` the qualified name of the module whose code it came
-    from; ``source`` the user's line, ``file:line``.
+    ``phase`` is forward, backward or update; ``made_by`` the pass that inserted it (``capture``
+    for the user's own nodes); ``param`` the parameter it gathers, casts, unpacks or reduces;
+    ``bucket`` the bucket of a coalesced collective; ``module`` the qualified name of the module
+    whose code it came from; ``source`` the user's line, ``file:line``.
     """
 
     phase: str = FORWARD

@@ -19,10 +19,10 @@ OutputKind = Literal["user", "grad", "opaque", "none"]
 class Param:
     """One parameter, however often the program reads it.
 
-    ``name`` is its qualified name at capture, ``id`` its stable position in the table. ``dtype`` is the
-    dtype at rest, ``compute_dtype`` that of the full value, ``reduce_dtype`` that of its gradient's
-    reduction. ``managed`` says that ``zc.shard`` converted it. ``layouts`` maps each mesh axis to the layout along it. ``ties`` are further names of the
-    same parameter.
+    ``name`` is its qualified name at capture, ``id`` its stable position in the table. ``dtype``
+    is the dtype at rest, ``compute_dtype`` that of the full value, ``reduce_dtype`` that of its
+    gradient's reduction. ``managed`` says that ``zc.shard`` converted it. ``layouts`` maps each
+    mesh axis to the layout along it. ``ties`` are further names of the same parameter.
     """
 
     name: str
@@ -64,9 +64,9 @@ class State:
 class Input:
     """What a placeholder is bound to.
 
-    ``subject`` names the parameter of a ``param`` or ``grad`` input, the entry of the state table of a
-    ``state`` input, and the source expression of any other. ``index`` is the position among the
-    arguments of a call, ``None`` for late-bound state.
+    ``subject`` names the parameter of a ``param`` or ``grad`` input, the entry of the state table
+    of a ``state`` input, and the source expression of any other. ``index`` is the position among
+    the arguments of a call, ``None`` for late-bound state.
     """
 
     kind: InputKind

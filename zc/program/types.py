@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from zc.program.collectives import WAIT
@@ -18,7 +19,7 @@ def derive(node: fx.Node, fake_mode: Any) -> Any:
     Raises:
         whatever the op raises for such operands.
     """
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value_of)
+    args, kwargs = map_arg((node.args, node.kwargs), value_of)
     with fake_mode, torch.no_grad():
         if node.target is WAIT:
             return torch.ops.aten.alias.default(args[0])

@@ -1,7 +1,7 @@
-"""Compiling regions with Inductor: once per structure in a process, one rank at a time on a machine.
+"""Compiling regions with Inductor: once per structure, and by one rank at a time.
 
-Results live in Inductor's own cache on disk, keyed by content, so a second start loads them. A lock file per
-region keeps ranks from compiling the same one together; waiting for it is bounded.
+Results live in Inductor's own cache on disk, keyed by content, so a second start loads them. A
+lock file per region keeps ranks from compiling the same one together; waiting for it is bounded.
 """
 
 import fcntl
@@ -33,8 +33,8 @@ def usable_executor(wanted: str) -> str:
     if not _warned:
         _warned = True
         warnings.warn(
-            "no C++ compiler found: zc runs programs node by node (executor: interpret); install g++ "
-            "or clang++ for compiled regions",
+            "no C++ compiler found: zc runs programs node by node (executor: interpret); install "
+            "g++ or clang++ for compiled regions",
             stacklevel=2,
         )
     return "interpret"

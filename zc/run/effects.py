@@ -52,8 +52,8 @@ def bind_wait(node: fx.Node) -> Callable[[wire.Pending], torch.Tensor]:
 def _failure(where: str, error: BaseException) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
-        f"collective failed in {where}: {reason}; another rank has stopped, hangs or runs a different "
-        f"program: look at its output first"
+        f"collective failed in {where}: {reason}; another rank has stopped, hangs or runs a "
+        f"different program: look at its output first"
     )
 
 

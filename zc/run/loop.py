@@ -60,7 +60,7 @@ class LoopWriter:
         """``value`` as source: nodes by name, plain constants literally, others by a global."""
         if isinstance(value, fx.Node):
             return value.name
-        if isinstance(value, (list, fx.immutable_collections.immutable_list)):
+        if isinstance(value, list):
             return "[" + ", ".join(map(self.expression, value)) + "]"
         if isinstance(value, tuple):
             return "(" + "".join(f"{self.expression(v)}, " for v in value) + ")"
@@ -98,8 +98,14 @@ class Step:
     write: Callable[[LoopWriter], None]
 
 
-def write_loop(name: str, graph: fx.Graph, prologue: Sequence[Step], steps: Sequence[Step],
-               returns: Callable[[LoopWriter, fx.Node], str], late: set[fx.Node]) -> LoopWriter:  # fmt: skip
+def write_loop(
+    name: str,
+    graph: fx.Graph,
+    prologue: Sequence[Step],
+    steps: Sequence[Step],
+    returns: Callable[[LoopWriter, fx.Node], str],
+    late: set[fx.Node],
+) -> LoopWriter:
     """The loop over ``steps``, which cover the computed nodes of ``graph`` in order.
 
     Args:

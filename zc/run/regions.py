@@ -1,7 +1,8 @@
 """Compute regions: what lies between two effects, compiled once per structure.
 
-An effect is a node whose place in the order matters: a collective, a wait, a write, a higher-order op. A
-region is a maximal run of other nodes. Regions that print alike, names aside, share one compiled function.
+An effect is a node whose place in the order matters: a collective, a wait, a write, a higher-order
+op. A region is a maximal run of other nodes. Regions that print alike, names aside, share one
+compiled function.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from zc.program.collectives import is_collective, is_wait
 from zc.program.printer import print_node
@@ -95,7 +97,7 @@ def extract(region: Region) -> fx.GraphModule:
         env[node] = graph.placeholder(f"in{i}")
         env[node].meta["val"] = value_of(node)
     for i, node in enumerate(region.nodes):
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+        args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
         copy = graph.create_node("call_function", node.target, args, kwargs, name=f"v{i}")
         copy.meta["val"] = value_of(node)
         env[node] = copy
