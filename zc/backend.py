@@ -1,6 +1,7 @@
 """The ``zero`` backend of ``torch.compile``: capture, passes, verification and execution."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,7 +60,9 @@ def zero(
     tag_reads(graph_module)
     mark_plain_parameters(graph_module, arguments, example_inputs, mesh)
     name = function_name(graph_module)
-    compilation = Compilation(settings, arguments, mesh, name, _ids(arguments, example_inputs))
+    compilation = Compilation(
+        settings, arguments, mesh, name, _parameters(arguments, example_inputs)
+    )
     return torch_private.compile_for_autograd(
         graph_module,
         example_inputs,
@@ -79,13 +82,13 @@ class Compilation:
         arguments: list[Argument],
         mesh: Mesh,
         name: str,
-        param_ids: set[str],
+        parameters: Sequence[torch.Tensor],
     ) -> None:
         self._settings = settings
         self._arguments = arguments
         self._mesh = mesh
         self._name = name
-        self._param_ids = param_ids
+        self._parameters = tuple(weakref.ref(p) for p in parameters)
         self._executor = "interpret"
         self._program: Program | None = None
 
@@ -134,7 +137,7 @@ class Compilation:
         self._executor = pipeline.executor
         instruments = dump_instruments(self._settings.dump, pipeline)
         run_passes(program, pipeline, instruments, verify=self._settings.verify)
-        plan.agree(program, self._param_ids)
+        plan.agree(program, [p for ref in self._parameters if (p := ref()) is not None])
         current_session().finished(program)
         return program
 
@@ -154,9 +157,8 @@ def _say_detach(name: str) -> None:
     )
 
 
-def _ids(arguments: Sequence[Argument], example_inputs: Sequence[Any]) -> set[str]:
-    """Identities of the parameters among the arguments: a parameter outlives its programs."""
-    return {str(id(x)) for a, x in zip(arguments, example_inputs, strict=True) if a.kind == "param"}
+def _parameters(arguments: Sequence[Argument], example_inputs: Sequence[Any]) -> list[torch.Tensor]:
+    return [x for a, x in zip(arguments, example_inputs, strict=True) if a.kind == "param"]
 
 
 def _mesh_of(example_inputs: Sequence[Any]) -> Mesh:

@@ -45,26 +45,21 @@ _ON_DEMAND = {
 _retracing: set[str] = set()
 
 
-def trace_again_if_needed(graph_module: fx.GraphModule, external_graph: bool) -> bool:
+def trace_again_if_needed(graph_module: fx.GraphModule, external_graph: bool) -> None:
     """Trace the current frame again if it broke where Dynamo needs a setting that is off.
 
     The settings (``trace_autograd_ops``, ``allow_rnn``) are on for that one frame only, so
     functions compiled by other backends never see them. With ``external_graph``, when a
     differentiable input comes from outside the frame, ``backward()`` stays eager: Dynamo would
     trace it without that input's own graph, and with no leaf in the frame it would drop it.
-
-    Returns:
-        Whether this graph was traced with such a setting.
     """
-    traced_specially = bool(_retracing)
     reason = getattr(graph_module, "compile_subgraph_reason", None)
     text = reason.reason if reason is not None and reason.graph_break else ""
     wanted = {option for words, option in _ON_DEMAND.items() if words in text}
     if external_graph:
         wanted.discard("trace_autograd_ops")
     if wanted <= _retracing:
-        _restore_settings()
-        return traced_specially
+        return
     for option in wanted - _retracing:
         setattr(torch._dynamo.config, option, True)
     if not _retracing:
@@ -227,6 +222,8 @@ def compile_region(
             decomposition_table=select_decomp_table(),
             tracing_mode="real",
         )(*example_inputs)
+    (output,) = traced.graph.find_nodes(op="output")
+    output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # keep strides
     with _guards.tracing(_guards.TracingContext(mode)), torch.no_grad():
         compiled = compile_fx_inner(traced, list(example_inputs), is_inference=True)
 

@@ -28,7 +28,8 @@ class Argument:
     """One argument of a captured function.
 
     ``kind`` is ``param`` (sharded or not), ``grad``, ``buffer``, ``user`` or ``symbol``; ``name``
-    the qualified name of a parameter or buffer, the source expression of anything else.
+    the qualified name of a parameter (also of its gradient) or buffer, the source expression of
+    anything else.
     """
 
     index: int
@@ -48,9 +49,10 @@ def describe_arguments(graph: fx.Graph, examples: Sequence[Any]) -> list[Argumen
         kind = _kind(expression, example)
         name = qualified_name(expression) if kind in ("param", "buffer", "grad") else expression
         name = name or node.name
-        while name in taken:
-            name += "'"
-        taken.add(name)
+        if kind != "grad":  # a gradient bears the name of its parameter
+            while name in taken:
+                name += "'"
+            taken.add(name)
         sharded = isinstance(example, DTensor)
         trainable = isinstance(example, torch.Tensor) and example.requires_grad
         found.append(Argument(index, kind, name, sharded, trainable))
@@ -59,10 +61,11 @@ def describe_arguments(graph: fx.Graph, examples: Sequence[Any]) -> list[Argumen
 
 def qualified_name(expression: str) -> str:
     """``h.0.weight`` from ``L['self']._modules['h']._modules['0']._parameters['weight']``."""
+    expression = expression.removesuffix(".grad")
     steps = [next(filter(None, match)) for match in _STEP.findall(expression)]
     inner = [m for m in re.findall(r"_(?:modules|parameters|buffers)\['([^']+)'\]", expression)]
     name = ".".join(inner) if inner else ".".join(steps)
-    return name + ".grad" if expression.endswith(".grad") else name
+    return name
 
 
 def tag_reads(module: fx.GraphModule, outer: Sequence[int | None] | None = None) -> None:
@@ -97,7 +100,7 @@ def mark_plain_parameters(
     for argument, node, example in zip(arguments, placeholders, examples, strict=True):
         if argument.kind != "param" or argument.sharded or not argument.trainable:
             continue
-        users = [user for user in node.users if user in reads]
+        users = [u for u in node.users if u in reads and u.target not in _PARAM_OPS]
         if not users:
             continue
         with module.graph.inserting_before(placeholders[-1].next):

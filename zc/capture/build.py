@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from zc import torch_private
-from zc.capture import checkpointing, markers_merge, randomness
+from zc.capture import checkpointing, markers_merge, randomness, user_collectives
 from zc.capture.arguments import Argument
 from zc.capture.provenance import stamp_captured
 from zc.errors import CaptureError
@@ -24,7 +24,7 @@ from zc.program.edit import node_name
 from zc.program.mesh import Mesh
 from zc.program.printer import print_node
 from zc.program.program import Program, input_of, set_input, value_of
-from zc.program.tables import Input, Output, Param
+from zc.program.tables import Input, InputKind, Output, Param
 from zc.program.types import derive, retype
 from zc.state.markers import PARAM, layout_from_args
 
@@ -71,6 +71,7 @@ def build_program(traced: Traced) -> Program:
     program.forward_outputs = traced.forward_outputs or 0
     _fill_params(program, traced)
     markers_merge.canonicalize(program)
+    user_collectives.adopt(program)
     _describe_outputs(program, traced.arguments)
     _name_inputs(program)
     randomness.make_explicit(program)
@@ -106,8 +107,12 @@ def _bind_inputs(program: Program, arguments: Sequence[Argument]) -> None:
         elif argument is None:
             set_input(node, Input("user", "", index))
         else:
-            kind = argument.kind if argument.kind != "symbol" else "user"
-            set_input(node, Input(kind, argument.name, index))  # type: ignore[arg-type]
+            set_input(node, Input(_input_kind(argument), argument.name, index))
+
+
+def _input_kind(argument: Argument) -> InputKind:
+    known: dict[str, InputKind] = {"param": "param", "buffer": "buffer", "grad": "grad"}
+    return known.get(argument.kind, "user")
 
 
 def _fill_params(program: Program, traced: Traced) -> None:
@@ -181,8 +186,7 @@ def _keep(node: fx.Node) -> bool:
 def _retype(program: Program) -> None:
     for node in program.placeholders():
         if input_of(node).kind in ("param", "grad"):
-            name = input_of(node).subject.removesuffix(".grad")
-            param = program.params.get(name)
+            param = program.params.get(input_of(node).subject)
             if param is not None and tuple(value_of(node).shape) != param.layout.storage_shape:
                 with program.fake_mode:
                     value = value_of(node)

@@ -72,6 +72,17 @@ def registered_mesh() -> Mesh:
     return Mesh(axes) if axes else default_mesh()
 
 
+def axis_of_group(name: str) -> str | None:
+    """The axis whose process group torch calls ``name``; ``None`` if there is none."""
+    for axis, group in _groups.items():
+        if _alive(group) and group.group_name == name:
+            return axis
+    world = dist.group.WORLD if dist.is_initialized() else None
+    if world is not None and world.group_name == name:
+        return DEFAULT_AXIS
+    return None
+
+
 def rank_on(axis: str) -> int:
     """This process's position along ``axis``; 0 without a process group."""
     return dist.get_rank(group_of(axis)) if dist.is_initialized() else 0

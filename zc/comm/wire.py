@@ -101,21 +101,25 @@ def reduce_scatter(full: torch.Tensor, group: dist.ProcessGroup, op: str = "avg"
 def all_reduce(full: torch.Tensor, group: dist.ProcessGroup, op: str = "avg") -> Pending:
     """Sum or average of ``full`` over ranks, of the same shape; ``full`` is left alone."""
     n = group.size()
+    METER.add("all_reduce", 2 * (n - 1) * -(-full.numel() // n) * full.element_size())
     if not _ordered(group) or op not in ("avg", "sum"):
-        METER.add("all_reduce", 2 * _nbytes(full) * (n - 1) // n)
         return _native_all_reduce(full, group, op)
+    shape, numel = full.shape, full.numel()
     padded = full.reshape(-1)
-    if padded.numel() % n:
-        padded = torch.nn.functional.pad(padded, (0, n - padded.numel() % n))
-    METER.add("all_reduce", 2 * _nbytes(padded) * (n - 1) // n)
+    if numel % n:
+        padded = torch.nn.functional.pad(padded, (0, n - numel % n))
     blocks = torch.empty_like(padded)
     work = dist.all_to_all_single(blocks, padded, group=group, async_op=True)
+    operands, received = [padded], [blocks]  # each let go as soon as it has been used
+    del full, padded, blocks
 
     def finish() -> torch.Tensor:
-        mine = sum_in_rank_order(list(blocks.view(n, -1)), op)
-        whole = torch.empty_like(padded)
+        operands.clear()
+        mine = sum_in_rank_order(list(received[0].view(n, -1)), op)
+        received.clear()
+        whole = mine.new_empty(n * mine.numel())
         _GATHER(whole, mine, group=group)
-        return whole[: full.numel()].view(full.shape)
+        return whole[:numel].view(shape)
 
     return Pending(work, finish)
 

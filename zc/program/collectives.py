@@ -26,7 +26,8 @@ class CollectiveSpec:
     """What is true of every call of one collective op.
 
     ``lane`` names the queue it runs on, ``axis_arg`` the position of the axis among its arguments,
-    ``payload`` gives the bytes of the full tensor, ``wire_factor`` the multiple of S(N-1)/N sent.
+    ``payload`` gives the bytes of the full tensor, ``wire_factor`` the multiple of S(N-1)/N sent,
+    ``scratch`` the bytes that it needs from its start to its wait beside operands and results.
     """
 
     op: str
@@ -35,6 +36,7 @@ class CollectiveSpec:
     payload: Callable[[fx.Node], int]
     wire_factor: int = 1
     pure: bool = True
+    scratch: Callable[[fx.Node], int] = lambda node: 0
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ class Collective:
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes that each rank sends."""
+        """Bytes that each rank sends: blocks of ceil(elements / N), which only all-reduces pad."""
         n = self.group_size
-        return self.spec.wire_factor * self.payload_bytes * (n - 1) // n
+        itemsize = tensors_of(self.node.all_input_nodes[0])[0].element_size()
+        block = -(-self.payload_bytes // (n * itemsize)) * itemsize
+        return self.spec.wire_factor * (n - 1) * block
 
 
 def output_bytes(node: fx.Node) -> int:
@@ -64,6 +68,17 @@ def output_bytes(node: fx.Node) -> int:
 def input_bytes(node: fx.Node) -> int:
     """Bytes of what ``node`` reads."""
     return sum(output_bytes(source) for source in node.all_input_nodes)
+
+
+def receive_bytes(node: fx.Node) -> int:
+    """Bytes, beyond the result, of the room that a reduce-scatter on CPUs receives blocks in.
+
+    There it is an all-to-all and a sum in rank order (``zc.comm.wire``), so every rank's block
+    arrives whole; elsewhere the backend sums on the way.
+    """
+    operands = [tensor for source in node.all_input_nodes for tensor in tensors_of(source)]
+    on_cpu = all(operand.device.type == "cpu" for operand in operands)
+    return input_bytes(node) - output_bytes(node) if on_cpu else 0
 
 
 def nbytes(tensor: torch.Tensor) -> int:
@@ -84,9 +99,11 @@ COLLECTIVES: dict[Any, CollectiveSpec] = {
     C10D.all_gather_into_tensor_coalesced.default: CollectiveSpec(
         "all_gather", "gather", 2, output_bytes
     ),
-    C10D.reduce_scatter_tensor.default: CollectiveSpec("reduce_scatter", "reduce", 3, input_bytes),
+    C10D.reduce_scatter_tensor.default: CollectiveSpec(
+        "reduce_scatter", "reduce", 3, input_bytes, scratch=receive_bytes
+    ),
     C10D.reduce_scatter_tensor_coalesced.default: CollectiveSpec(
-        "reduce_scatter", "reduce", 3, input_bytes
+        "reduce_scatter", "reduce", 3, input_bytes, scratch=receive_bytes
     ),
     C10D.all_reduce.default: CollectiveSpec("all_reduce", "reduce", 2, input_bytes, 2),
     C10D.all_reduce_coalesced.default: CollectiveSpec("all_reduce", "reduce", 2, input_bytes, 2),

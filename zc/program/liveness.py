@@ -1,8 +1,8 @@
 """Which storage is live where: the memory of a program, from types alone.
 
 A value lives from its node to its last use; storages are told apart by the identity of the fake
-tensors' storages, so views cost nothing and keep their base alive. What a collective reads lives
-until its wait. Inputs are live throughout: the caller holds them.
+tensors' storages, so views cost nothing and keep their base alive. What a collective reads, and its
+scratch memory, live until its wait. Inputs are live throughout: the caller holds them.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from zc.program.collectives import hint, is_collective, is_wait
+from zc.program.collectives import COLLECTIVES, hint, is_collective, is_wait
 from zc.program.program import tensors_of
 from zc.program.stamps import stamp_of
 
@@ -136,28 +136,41 @@ def _walk(graph: fx.Graph) -> Iterator[tuple[fx.Node, _Holders]]:
         if node.op != "call_function":
             continue
         holders.hold(node)
-        for operand in node.all_input_nodes if is_collective(node) else ():
-            holders.hold(operand)
+        if is_collective(node):
+            _hold_operands(holders, node)
         yield node, holders
         for value in dying.get(node, []):
             if value.op == "call_function":
                 holders.release(value)
-        for operand in _operands_released_by(node) if is_wait(node) else ():
-            holders.release(operand)
+        started = _ended_by(node) if is_wait(node) else None
+        if started is not None:
+            _release_operands(holders, started)
 
 
-def _operands_released_by(wait: fx.Node) -> list[fx.Node]:
-    """What the collective behind ``wait`` read: a coalesced one lets all go at its first wait."""
+def _hold_operands(holders: _Holders, collective: fx.Node) -> None:
+    for operand in collective.all_input_nodes:
+        holders.hold(operand)
+    holders.live += COLLECTIVES[collective.target].scratch(collective)
+
+
+def _release_operands(holders: _Holders, collective: fx.Node) -> None:
+    for operand in collective.all_input_nodes:
+        holders.release(operand)
+    holders.live -= COLLECTIVES[collective.target].scratch(collective)
+
+
+def _ended_by(wait: fx.Node) -> fx.Node | None:
+    """The collective whose first wait this is: it lets its operands and its scratch go."""
     source = wait.args[0]
     if not isinstance(source, fx.Node):
-        return []
+        return None
     if is_collective(source):
-        return source.all_input_nodes if _first_wait(source.users) is wait else []
+        return source if _first_wait(source.users) is wait else None
     start = source.args[0] if source.op == "call_function" and source.args else None
     if not isinstance(start, fx.Node) or not is_collective(start):
-        return []
+        return None
     waits = [user for item in start.users for user in item.users]
-    return start.all_input_nodes if _first_wait(waits) is wait else []
+    return start if _first_wait(waits) is wait else None
 
 
 def _first_wait(nodes: Any) -> fx.Node | None:

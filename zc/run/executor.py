@@ -72,7 +72,7 @@ def _bind_input(program: Program, node: fx.Node) -> list[Step]:
 def _param_of(program: Program, node: fx.Node) -> Param | None:
     if _kind(node) not in ("param", "grad"):
         return None
-    return program.params.get(input_of(node).subject.removesuffix(".grad"))
+    return program.params.get(input_of(node).subject)
 
 
 def _constant(program: Program, node: fx.Node) -> Step:
