@@ -18,7 +18,7 @@ from zc.capture.arguments import (
 from zc.capture.build import Traced, build_program
 from zc.capture.naming import function_name
 from zc.capture.session import current_session
-from zc.comm.groups import default_mesh, registered_mesh
+from zc.comm.groups import DEFAULT_AXIS, default_mesh, registered_mesh
 from zc.debug.attach import dump_instruments
 from zc.errors import ZcError
 from zc.options import Settings, read_options
@@ -28,6 +28,7 @@ from zc.program.program import Program
 from zc.program.tables import Output
 from zc.run.executor import build_loop
 from zc.run.split import split_program
+from zc.state.averaged import mark_averaged
 
 _SAVED = Output("user", "saved")
 
@@ -137,7 +138,10 @@ class Compilation:
         self._executor = pipeline.executor
         instruments = dump_instruments(self._settings.dump, pipeline)
         run_passes(program, pipeline, instruments, verify=self._settings.verify)
-        plan.agree(program, [p for ref in self._parameters if (p := ref()) is not None])
+        params = [p for ref in self._parameters if (p := ref()) is not None]
+        plan.agree(program, params)
+        if program.training and self._mesh.size(DEFAULT_AXIS) > 1 and not sharded:
+            mark_averaged(p for p in params if p.requires_grad)
         current_session().finished(program)
         return program
 
