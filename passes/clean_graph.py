@@ -17,10 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from zc.pipelines.pass_base import Kind, Pass
 from zc.program.edit import erase_dead
 from zc.program.liveness import storages_of
-from zc.program.program import Program, value_of
+from zc.program.nodes import value_of
+from zc.program.pass_base import Kind, Pass
+from zc.program.program import Program
 from zc.program.stamps import stamp_of
 from zc.program.types import retype, same_type
 

@@ -20,16 +20,17 @@ import torch
 from torch import fx
 
 from zc.errors import PipelineError
-from zc.pipelines.pass_base import Kind, Pass
-from zc.pipelines.units import Bytes
 from zc.program.analysis import dependents, parameter_sources, sink
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor, erase_dead, node_name
+from zc.program.nodes import value_of
 from zc.program.packing import pack, unpack
-from zc.program.program import Program, value_of
+from zc.program.pass_base import Kind, Pass
+from zc.program.program import Program
 from zc.program.stamps import BACKWARD, set_stamp, stamp_of
 from zc.program.tables import Param
 from zc.program.types import retype
+from zc.program.units import Bytes
 from zc.state.markers import GRAD, PARAM
 
 aten: Any = torch.ops.aten

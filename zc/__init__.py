@@ -1,6 +1,5 @@
 """zc: ZeRO as compiler passes. ``torch.compile(model_or_step, backend="zero")``."""
 
-from zc.capture.api import capture
 from zc.errors import (
     CaptureError,
     CommunicationError,
@@ -11,6 +10,7 @@ from zc.errors import (
     VerifyError,
     ZcError,
 )
+from zc.inspection import capture
 from zc.state.checkpoint import full_state_dict, load_full_state_dict
 from zc.state.materialize import materialize
 from zc.state.reading import full

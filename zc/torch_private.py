@@ -114,7 +114,16 @@ def compile_for_autograd(
         partition_fn=partition,
         keep_inference_input_mutations=True,
     )
-    return compiler(graph_module, example_inputs)
+    try:
+        return compiler(graph_module, example_inputs)
+    except RuntimeError as error:
+        if "does not support RNG ops in recompute regions" not in str(error):
+            raise
+        raise CaptureError(
+            "torch cannot recompute dropout inside torch.utils.checkpoint when backward() is "
+            "called in the compiled function; compile the model instead (level 1), or take the "
+            "dropout or the checkpoint out"
+        ) from error
 
 
 def boxed(function: Callable[[list[Any]], Any]) -> Callable[..., Any]:
@@ -224,6 +233,8 @@ def compile_region(
         )(*example_inputs)
     (output,) = traced.graph.find_nodes(op="output")
     output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # keep strides
+    (output,) = traced.graph.find_nodes(op="output")  # regions rely on each other's strides
+    output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
     with _guards.tracing(_guards.TracingContext(mode)), torch.no_grad():
         compiled = compile_fx_inner(traced, list(example_inputs), is_inference=True)
 

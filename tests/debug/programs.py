@@ -8,12 +8,13 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import annotate, preserve_node_meta
 
-from zc.pipelines.pass_base import Pass
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor, erase_dead, replace_uses
 from zc.program.layout import Layout
 from zc.program.mesh import Mesh
-from zc.program.program import Program, set_input
+from zc.program.nodes import set_input
+from zc.program.pass_base import Pass
+from zc.program.program import Program
 from zc.program.stamps import Stamp, set_stamp
 from zc.program.tables import Input, Output, Param
 from zc.program.types import retype

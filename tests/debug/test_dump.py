@@ -11,7 +11,7 @@ from zc.debug.dump import DumpInstrument, draw_svg
 from zc.debug.files import program_folder, write_text
 from zc.debug.schema import problems
 from zc.errors import ZcError
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 
 PIPELINE = "name: test\npasses:\n  - gather_all\n  - look_around\n"
 CAPTURED = ["00-capture.ir", "pipeline.yaml"]

@@ -12,7 +12,7 @@ from zc.pipelines.discovery import class_name, pass_class, pass_names, summary_o
 TESTS = Path(__file__).parents[1]
 HEAD = """\
 from dataclasses import dataclass
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 
 
 """

@@ -9,13 +9,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from zc.errors import PipelineError, VerifyError
 from zc.pipelines.instrument import Instrument
 from zc.pipelines.manager import run_passes, select_passes
-from zc.pipelines.pass_base import Pass
 from zc.pipelines.pipeline import PassPipeline
-from zc.pipelines.units import Bytes
 from zc.program.mesh import Mesh
-from zc.program.program import Program, set_input
+from zc.program.nodes import set_input
+from zc.program.pass_base import Pass
+from zc.program.program import Program
 from zc.program.stamps import Stamp, set_stamp
 from zc.program.tables import Input, Output
+from zc.program.units import Bytes
 
 
 @dataclass(frozen=True)

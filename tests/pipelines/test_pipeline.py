@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from zc.pipelines.discovery import pass_class
 from zc.pipelines.pipeline import PassPipeline
-from zc.pipelines.units import Bytes, Duration
 from zc.pipelines.yaml_file import scalar_text, scalar_value
+from zc.program.units import Bytes, Duration
 
 pytestmark = pytest.mark.usefixtures("toy_passes")
 

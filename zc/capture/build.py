@@ -22,8 +22,9 @@ from zc.capture.provenance import stamp_captured
 from zc.errors import CaptureError
 from zc.program.edit import node_name
 from zc.program.mesh import Mesh
+from zc.program.nodes import input_of, set_input, value_of
 from zc.program.printer import print_node
-from zc.program.program import Program, input_of, set_input, value_of
+from zc.program.program import Program
 from zc.program.tables import Input, InputKind, Output, Param
 from zc.program.types import derive, retype
 from zc.state.markers import PARAM, layout_from_args

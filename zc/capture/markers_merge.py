@@ -11,7 +11,8 @@ from torch import fx
 
 from zc.errors import CaptureError
 from zc.program.edit import Editor, erase_dead
-from zc.program.program import Program, input_of, value_of
+from zc.program.nodes import input_of, value_of
+from zc.program.program import Program
 from zc.program.stamps import restamp
 from zc.state.markers import GRAD, PARAM
 

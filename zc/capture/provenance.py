@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from zc import torch_private
-from zc.program.program import value_of
+from zc.program.nodes import value_of
 from zc.program.stamps import BACKWARD, FORWARD, Stamp, set_stamp, stamp_of
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in')

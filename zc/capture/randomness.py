@@ -18,8 +18,9 @@ from zc.capture.random_ops import NORMAL, RANDINT, UNIFORM
 from zc.errors import CaptureError
 from zc.program.analysis import is_random
 from zc.program.edit import Editor, erase_dead
+from zc.program.nodes import set_input, tensors_of, value_of
 from zc.program.printer import print_node
-from zc.program.program import Program, set_input, tensors_of, value_of
+from zc.program.program import Program
 from zc.program.stamps import Stamp, set_stamp, stamp_of
 from zc.program.tables import Input, State
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from zc import torch_private
 from zc.errors import ExecutionError
-from zc.program.program import Program, input_of
+from zc.program.nodes import input_of
+from zc.program.program import Program
 
 
 class Captured(BaseException):

@@ -22,7 +22,7 @@ from zc.debug.report import build_report, describe
 from zc.debug.schema import PassReport
 from zc.debug.textdiff import diff_texts
 from zc.pipelines.instrument import Instrument
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 from zc.program.printer import print_program
 from zc.program.program import Program
 

@@ -7,7 +7,8 @@ from torch import fx
 
 from zc.debug.text import show_bytes, show_count
 from zc.program.collectives import collective_of, is_collective, output_bytes
-from zc.program.program import Program, input_of
+from zc.program.nodes import input_of
+from zc.program.program import Program
 from zc.program.stamps import stamp_of
 
 MAX_BOXES = 250

@@ -26,10 +26,11 @@ from zc.debug.schema import (
     Totals,
     Traffic,
 )
-from zc.pipelines.pass_base import Pass
 from zc.program.collectives import Collective, collectives_of
+from zc.program.nodes import input_of, tensors_of, value_of
+from zc.program.pass_base import Pass
 from zc.program.printer import print_arg, print_target, print_type
-from zc.program.program import Program, input_of, tensors_of, value_of
+from zc.program.program import Program
 from zc.program.stamps import PHASES, stamp_of
 from zc.program.tables import Param
 

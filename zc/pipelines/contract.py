@@ -1,7 +1,7 @@
 """What passes promise each other: each fact a pass requires must come from an earlier one."""
 
 from zc.errors import PipelineError
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 
 
 def check_order(passes: tuple[Pass, ...], places: tuple[str, ...] | None = None) -> None:

@@ -5,8 +5,8 @@ import inspect
 
 from zc.pipelines.discovery import pass_class, pass_names, summary_of
 from zc.pipelines.options import Option, options_of, type_name
-from zc.pipelines.pass_base import Pass
 from zc.pipelines.yaml_file import scalar_text
+from zc.program.pass_base import Pass
 
 
 def describe_passes() -> str:

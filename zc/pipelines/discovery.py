@@ -11,7 +11,7 @@ from types import ModuleType
 import zc.passes
 from zc.errors import PipelineError
 from zc.pipelines.options import options_of
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z][a-z0-9]*)*")
 

@@ -1,6 +1,6 @@
 """Watching is not passing: what dumps, timing, verification and bisection are made of."""
 
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 from zc.program.program import Program
 
 

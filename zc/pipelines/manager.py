@@ -10,8 +10,8 @@ from zc.errors import PipelineError, VerifyError
 from zc.pipelines.contract import check_order
 from zc.pipelines.instrument import Instrument
 from zc.pipelines.located import nearest
-from zc.pipelines.pass_base import Pass
 from zc.pipelines.pipeline import PassPipeline
+from zc.program.pass_base import Pass
 from zc.program.program import Program
 from zc.verify import verify as verify_program
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from zc.errors import PipelineError
 from zc.pipelines.located import Located, located, nearest, show
-from zc.pipelines.pass_base import Pass
-from zc.pipelines.units import Bytes, Duration
+from zc.program.pass_base import Pass
+from zc.program.units import Bytes, Duration
 
 _MEANING = {
     bool: "true or false",

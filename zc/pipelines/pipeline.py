@@ -19,10 +19,10 @@ from zc.errors import PipelineError
 from zc.pipelines.contract import check_order
 from zc.pipelines.located import Located, from_python, nearest, show
 from zc.pipelines.options import options_of, read_at
-from zc.pipelines.pass_base import Pass
 from zc.pipelines.reader import read_passes
-from zc.pipelines.units import Bytes
 from zc.pipelines.yaml_file import parse_yaml, scalar_text
+from zc.program.pass_base import Pass
+from zc.program.units import Bytes
 
 Executor = Literal["inductor", "interpret"]
 

@@ -6,7 +6,7 @@ from zc.pipelines.contract import check_order
 from zc.pipelines.discovery import pass_class, pass_names
 from zc.pipelines.located import Located, nearest, show
 from zc.pipelines.options import make_pass
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 
 
 class WrittenPass(NamedTuple):

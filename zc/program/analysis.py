@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from zc.program.program import input_of
+from zc.program.nodes import input_of
 from zc.program.stamps import FORWARD, stamp_of
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import fx
 
 from zc.program.mesh import Mesh
-from zc.program.program import Program, tensors_of
+from zc.program.nodes import tensors_of
+from zc.program.program import Program
 from zc.program.stamps import Stamp, stamp_of
 
 C10D: Any = torch.ops._c10d_functional

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from zc.program.collectives import COLLECTIVES, hint, is_collective, is_wait
-from zc.program.program import tensors_of
+from zc.program.nodes import tensors_of
 from zc.program.stamps import stamp_of
 
 

@@ -11,14 +11,19 @@ graph step {
 }
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from zc.program.program import Program, input_of, value_of
+from zc.program.nodes import input_of, value_of
 from zc.program.stamps import stamp_of
 from zc.program.tables import Output
+
+if TYPE_CHECKING:
+    from zc.program.program import Program
 
 _DTYPES = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
 from zc.program.mesh import Mesh
-from zc.program.tables import Input, Output, Param, State
-
-_INPUT = "zc_input"
+from zc.program.nodes import input_of
+from zc.program.printer import print_program
+from zc.program.tables import Output, Param, State
 
 
 @dataclass
@@ -79,28 +78,4 @@ class Program:
         return list(self.output_node().args[0])  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        from zc.program.printer import print_program
-
         return print_program(self)
-
-
-def input_of(node: fx.Node) -> Input:
-    """What the placeholder ``node`` is bound to."""
-    return node.meta[_INPUT]
-
-
-def set_input(node: fx.Node, value: Input) -> None:
-    """Say what the placeholder ``node`` is bound to."""
-    node.meta[_INPUT] = value
-
-
-def value_of(node: fx.Node) -> Any:
-    """The type of ``node``: the fake tensor, tuple or number that its op returns."""
-    return node.meta.get("val")
-
-
-def tensors_of(node: fx.Node) -> list[torch.Tensor]:
-    """The fake tensors in the type of ``node``."""
-    value = value_of(node)
-    items = value if isinstance(value, (tuple, list)) else [value]
-    return [item for item in items if isinstance(item, torch.Tensor)]

@@ -8,7 +8,8 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from zc.program.collectives import WAIT
-from zc.program.program import Program, value_of
+from zc.program.nodes import value_of
+from zc.program.program import Program
 
 
 def derive(node: fx.Node, fake_mode: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx
 
 from zc import torch_private
-from zc.program.program import value_of
+from zc.program.nodes import value_of
 from zc.run.regions import structure_key
 
 LOCK_SECONDS = 600.0

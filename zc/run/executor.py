@@ -8,8 +8,9 @@ from torch import fx
 
 from zc.comm.groups import rank_on
 from zc.program.collectives import is_collective, is_wait
+from zc.program.nodes import input_of
 from zc.program.packing import local_view, storage_of
-from zc.program.program import Program, input_of
+from zc.program.program import Program
 from zc.program.tables import Output, Param
 from zc.run import effects
 from zc.run.compile import compile_region, usable_executor

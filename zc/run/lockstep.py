@@ -18,9 +18,10 @@ from zc.errors import ExecutionError
 from zc.program.collectives import is_collective, is_wait
 from zc.program.liveness import last_uses
 from zc.program.mesh import Mesh
+from zc.program.nodes import input_of
 from zc.program.packing import pack, run_op
 from zc.program.printer import print_node
-from zc.program.program import Program, input_of
+from zc.program.program import Program
 from zc.program.stamps import stamp_of
 from zc.run.meanings import Disagreement, axis_of, group_size_of, is_joint, meaning_of
 

@@ -16,8 +16,8 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from zc.program.collectives import is_collective, is_wait
+from zc.program.nodes import value_of
 from zc.program.printer import print_node
-from zc.program.program import value_of
 from zc.program.types import has_unbacked
 
 

@@ -4,7 +4,8 @@ import torch
 from torch import fx
 
 from zc import torch_private
-from zc.program.program import Program, input_of, set_input, value_of
+from zc.program.nodes import input_of, set_input, value_of
+from zc.program.program import Program
 from zc.program.stamps import BACKWARD, FORWARD, stamp_of
 from zc.program.tables import Input
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from zc.errors import PlanError
 from zc.program.collectives import collectives_of
+from zc.program.nodes import tensors_of
 from zc.program.printer import print_arg
-from zc.program.program import Program, tensors_of
+from zc.program.program import Program
 
 PLAN_REMEDY = (
     "every rank must compile the same function with the same options; "

@@ -7,7 +7,8 @@ from torch import fx
 
 from zc.program.collectives import C10D, COLLECTIVES, is_collective, is_wait
 from zc.program.liveness import storages_of, written_operands
-from zc.program.program import Program, tensors_of
+from zc.program.nodes import tensors_of
+from zc.program.program import Program
 from zc.verify.diagnostic import refusal
 
 SIZE_ARGUMENT = {

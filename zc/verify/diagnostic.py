@@ -3,8 +3,9 @@
 from torch import fx
 
 from zc.errors import VerifyError
+from zc.program.nodes import value_of
 from zc.program.printer import print_arg, print_node, print_type
-from zc.program.program import Program, value_of
+from zc.program.program import Program
 from zc.program.stamps import stamp_of
 
 _CONTEXT = 2

@@ -7,8 +7,9 @@ from torch import fx
 
 from zc.program.collectives import COLLECTIVES, is_collective, is_wait
 from zc.program.liveness import written_operands
+from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.printer import print_arg, print_type
-from zc.program.program import Program, input_of, tensors_of, value_of
+from zc.program.program import Program
 from zc.program.stamps import stamp_of
 from zc.program.tables import Param
 from zc.verify.diagnostic import refusal

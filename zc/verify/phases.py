@@ -2,7 +2,8 @@
 
 from torch import fx
 
-from zc.program.program import Program, input_of
+from zc.program.nodes import input_of
+from zc.program.program import Program
 from zc.program.stamps import FORWARD, PHASES, stamp_of
 from zc.verify.diagnostic import refusal
 

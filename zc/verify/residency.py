@@ -3,7 +3,8 @@
 from torch import fx
 
 from zc.program.liveness import storages_of
-from zc.program.program import Program, input_of, tensors_of
+from zc.program.nodes import input_of, tensors_of
+from zc.program.program import Program
 from zc.program.stamps import BACKWARD, FORWARD, stamp_of
 from zc.verify.diagnostic import refusal
 

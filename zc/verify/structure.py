@@ -6,8 +6,9 @@ from torch import fx
 
 from zc.errors import VerifyError
 from zc.program.layout import Layout
+from zc.program.nodes import tensors_of, value_of
 from zc.program.printer import print_type
-from zc.program.program import Program, tensors_of, value_of
+from zc.program.program import Program
 from zc.program.stamps import PHASES, stamp_of
 from zc.program.tables import Input, Output, Param
 from zc.verify.diagnostic import refusal

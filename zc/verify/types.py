@@ -10,8 +10,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from zc.program.nodes import tensors_of, value_of
 from zc.program.printer import print_type
-from zc.program.program import Program, tensors_of, value_of
+from zc.program.program import Program
 from zc.program.types import derive, has_unbacked, same_type
 from zc.verify.diagnostic import refusal
 

@@ -3,7 +3,8 @@
 from torch import fx
 
 from zc.program.liveness import storages_of, written_operands
-from zc.program.program import Program, input_of
+from zc.program.nodes import input_of
+from zc.program.program import Program
 from zc.verify.diagnostic import refusal
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 from zc.program.program import Program
 
 

@@ -8,7 +8,7 @@ after: one kernel
 from dataclasses import dataclass
 from typing import Literal
 
-from zc.pipelines.pass_base import Pass
+from zc.program.pass_base import Pass
 from zc.program.program import Program
 
 

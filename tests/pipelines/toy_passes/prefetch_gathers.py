@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from zc.pipelines.pass_base import Pass
-from zc.pipelines.units import Bytes, Duration
+from zc.program.pass_base import Pass
 from zc.program.program import Program
+from zc.program.units import Bytes, Duration
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from zc.errors import PipelineError
-from zc.pipelines.pass_base import Pass
-from zc.pipelines.units import Bytes
+from zc.program.pass_base import Pass
 from zc.program.program import Program
+from zc.program.units import Bytes
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from zc.backend import zero
 from zc.capture.session import Captured, capture_session
 from zc.errors import CaptureError, ZcError
 from zc.pipelines.pipeline import PassPipeline
@@ -33,8 +34,6 @@ def capture(
     Raises:
         CaptureError: when Dynamo finds nothing to compile.
     """
-    from zc.backend import zero
-
     pipeline = passes or PassPipeline("logical", "interpret", ())
     chosen = (options or {}) | {"passes": pipeline}
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zc.errors import PipelineError
-from zc.pipelines.units import Bytes, Duration
+from zc.program.units import Bytes, Duration
 
 
 @pytest.mark.parametrize(

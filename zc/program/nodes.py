@@ -1,0 +1,32 @@
+"""What capture writes on nodes: the type of each, and what each placeholder is bound to."""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from zc.program.tables import Input
+
+_INPUT = "zc_input"
+
+
+def input_of(node: fx.Node) -> Input:
+    """What the placeholder ``node`` is bound to."""
+    return node.meta[_INPUT]
+
+
+def set_input(node: fx.Node, value: Input) -> None:
+    """Say what the placeholder ``node`` is bound to."""
+    node.meta[_INPUT] = value
+
+
+def value_of(node: fx.Node) -> Any:
+    """The type of ``node``: the fake tensor, tuple or number that its op returns."""
+    return node.meta.get("val")
+
+
+def tensors_of(node: fx.Node) -> list[torch.Tensor]:
+    """The fake tensors in the type of ``node``."""
+    value = value_of(node)
+    items = value if isinstance(value, (tuple, list)) else [value]
+    return [item for item in items if isinstance(item, torch.Tensor)]
