@@ -1,4 +1,4 @@
-"""Train a GPT of 10.7 million parameters with ZeRO-3 on two local processes, on Python's own source.
+"""Train a GPT of 10.7 million parameters with ZeRO-3 on two processes, on Python's own source.
 
     make demo                       # or: python examples/demo.py
 
@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from corpus import draw_batch, load_corpus
-from display import Point, ProgressBar, clock, draw_curve, indent, megabytes, text_curve
+from display import Point, ProgressBar, clock, draw_curve, indent, megabytes, printable, text_curve
 from gpt import GPT, Config, generate
 from measure import held_bytes, memory_table, peak_resident_bytes
 
@@ -29,7 +28,7 @@ from zc import torch_private
 from zc.comm.wire import METER
 
 PROMPT = "def "
-PEAK_RATE, WARM_UP_STEPS = 1e-3, 20
+PEAK_RATE, WARM_UP_STEPS = 1.5e-3, 20
 VALIDATION_ROWS, VALIDATION_BATCHES = 16, 4
 
 
@@ -67,10 +66,10 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="train a small GPT with ZeRO-3 on this machine")
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=440)
     parser.add_argument("--minutes", type=float, default=3.0, help="train no longer than this")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=4, help="passages in a batch, per rank")
+    parser.add_argument("--rows", type=int, default=2, help="passages in a batch, per rank")
     parser.add_argument("--length", type=int, default=128, help="bytes in a passage")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--passes", default="zero3", help="a pass pipeline: a name or a file")
@@ -107,44 +106,44 @@ def prepare(rank: int, args: argparse.Namespace) -> Run:
 
 
 def train(run: Run) -> None:
-    step_fn = compile_step(run)
+    options = {"passes": run.args.passes, "executor": run.args.executor}
+    options["dump"] = str(run.args.out / "dump")
+    compiled = torch.compile(forward_and_backward, backend="zero", options=options)
     validate(run)
-    print("compiling  ...", end="", flush=True)
-    bar, started, progress = ProgressBar(run.args.steps), time.monotonic(), 0.0
+    print("compiling ...", flush=True)
+    started, progress = time.monotonic(), 0.0
+    bar = ProgressBar(run.args.steps)
     for step in range(1, run.args.steps + 1):
         run.optimizer.param_groups[0]["lr"] = learning_rate(step, progress)
         sent = METER.total()
-        loss = step_fn(*draw_batch(run.texts[0], run.args.rows, run.args.length, run.draws))
+        batch = draw_batch(run.texts[0], run.args.rows, run.args.length, run.draws)
+        loss = compiled(run.model, *batch)
         run.optimizer.step()
         run.held = held_bytes(run.model, run.optimizer)
         run.optimizer.zero_grad()
         if step == 1:
             note_compilation(time.monotonic() - started)
-            started = time.monotonic()
+            bar, started = ProgressBar(run.args.steps), time.monotonic()
         mean_loss, run.seconds = average(float(loss), time.monotonic() - started)
         run.training.append((step * run.tokens_per_step / 1000, mean_loss))
         bar.update(step, status(run, step, METER.total() - sent))
         progress = max(step / run.args.steps, run.seconds / (60 * run.args.minutes))
         if step == run.args.steps // 3:
+            validate(run)
             show_sample(run, bar, step)
         if progress >= 1:
+            if step < run.args.steps:
+                bar.say(f"     time is up after {step} steps; --minutes gives it more")
             break
     bar.close()
     validate(run)
 
 
-def compile_step(run: Run) -> Callable[..., torch.Tensor]:
-    """The training step as a user of zc writes it; the update stays outside."""
-    model, args = run.model, run.args
-    options = {"passes": args.passes, "executor": args.executor, "dump": str(args.out / "dump")}
-
-    @torch.compile(backend="zero", options=options)
-    def forward_and_backward(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        loss = model(tokens, targets)
-        loss.backward()
-        return loss.detach()
-
-    return forward_and_backward
+def forward_and_backward(model: GPT, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What zc compiles: ordinary code for one device."""
+    loss = model(tokens, targets)
+    loss.backward()
+    return loss.detach()
 
 
 def learning_rate(step: int, progress: float) -> float:
@@ -178,29 +177,22 @@ def sample(run: Run, count: int) -> str:
     """Text from the sharded model; parameters are gathered once for all of it, then released."""
     torch.manual_seed(0)
     with zc.full(run.model):
-        return generate(run.model, PROMPT.encode(), count).decode(errors="replace")
+        return printable(generate(run.model, PROMPT.encode(), count))
 
 
 def note_compilation(seconds: float) -> None:
     """Say how many regions Inductor compiled, and how many it found in its cache on disk."""
     counts = torch_private.inductor_counts()
-    compiled, loaded = (round(n * dist.get_world_size()) for n in average(*_in_order(counts)))
-    print(f"\rcompiling  took {seconds:.0f} s", end="")
-    print(f": {compiled} regions compiled, {loaded} loaded from the cache on disk\n", flush=True)
-
-
-def _in_order(counts: dict[str, int]) -> tuple[int, int]:
-    return counts["misses"], counts["hits"]
+    ranks = dist.get_world_size()
+    compiled, loaded = (round(ranks * n) for n in average(counts["misses"], counts["hits"]))
+    print(f"first step {seconds:.0f} s: {compiled} regions compiled, {loaded} loaded from cache\n")
 
 
 def status(run: Run, step: int, sent: int) -> str:
-    """What stands beside the progress bar."""
+    """What stands beside the bar: state held by each rank, bytes sent by each in this step."""
     rate = run.tokens_per_step * (step - 1) / run.seconds if step > 1 else 0.0
     loss, state = run.training[-1][1], sum(run.held.values())
-    return (
-        f"loss {loss:.2f}  {rate:,.0f} tokens/s  "
-        f"state {megabytes(state)}/rank  sent {megabytes(sent)}/step"
-    )
+    return f"loss {loss:.2f}  {rate:,.0f} tok/s  {megabytes(state)}/rank  sent {megabytes(sent)}"
 
 
 def show_sample(run: Run, bar: ProgressBar, step: int) -> None:
@@ -224,7 +216,8 @@ def print_results(run: Run, text: str) -> None:
     print(f"\n{memory_table(run.held, count, args.ranks)}")
     print(f"  peak of this process: {megabytes(peak_resident_bytes())}, Python and torch included")
     print(f"\nit writes:\n\n{indent(text)}\n")
-    if draw_curve(args.out / "loss.png", run.training, run.validation):
+    title = f"GPT on bytes, {args.passes} on {args.ranks} processes"
+    if draw_curve(args.out / "loss.png", title, run.training, run.validation):
         print(f"loss curve  {args.out / 'loss.png'}")
     else:
         print(f"loss curve (install matplotlib for a picture)\n{text_curve(run.training)}")

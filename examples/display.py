@@ -1,6 +1,7 @@
 """What the demo shows: a progress bar, a table, the loss curve."""
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 
 WIDTH = 28  # of the progress bar, in characters
 SECONDS_BETWEEN_LINES = 15.0  # where output is no terminal
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 BLOCKS = " ▁▂▃▄▅▆▇█"
 TEXT_CURVE_COLUMNS, TEXT_CURVE_ROWS = 72, 10
 
@@ -28,13 +30,19 @@ class ProgressBar:
         if not self._terminal and now - self._shown < SECONDS_BETWEEN_LINES and done < self.total:
             return
         self._shown = now
-        share = done / self.total
-        filled = round(WIDTH * share)
-        bar = "━" * filled + " " * (WIDTH - filled)
-        line = f"{share:4.0%} {bar} {done}/{self.total}  {note}  {clock(now - self._started)}"
-        print(f"\r\033[K{line}" if self._terminal else line, end="", flush=True)
-        if not self._terminal:
-            print(flush=True)
+        line = self._line(done, f"{done}/{self.total}  {note}  {clock(now - self._started)}")
+        if self._terminal:
+            print(f"\r\033[K{line}", end="", flush=True)
+        else:
+            print(line, flush=True)
+
+    def _line(self, done: int, text: str) -> str:
+        """The bar and ``text``; in a narrow terminal the bar gives way first."""
+        columns = shutil.get_terminal_size().columns - 1 if self._terminal else 10_000
+        width = max(0, min(WIDTH, columns - len(text) - 6))
+        filled = round(width * done / self.total)
+        bar = "━" * filled + " " * (width - filled)
+        return f"{done / self.total:4.0%} {bar} {text}"[:columns]
 
     def say(self, text: str) -> None:
         """Print ``text`` above the bar."""
@@ -56,24 +64,30 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
+def printable(text: bytes) -> str:
+    """``text`` with a dot for everything that would upset a terminal."""
+    characters = text.decode(errors="replace").replace("\ufffd", "·").expandtabs()
+    return "".join(c if c.isprintable() or c == "\n" else "·" for c in characters)
+
+
 def indent(text: str) -> str:
     """``text`` with a bar before each line."""
     return "\n".join(f"  │ {line}" for line in text.splitlines())
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """``rows`` in columns: the first to the left, the others to the right; a rule under the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  "
-        + row[0].ljust(widths[0])
-        + "".join(f"   {c:>{w}}" for c, w in zip(row[1:], widths[1:]))
-        for row in rows
-    ]
+    """``rows`` in columns, the first to the left, others to the right; a rule under the head."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = []
+    for name, *cells in rows:
+        right = "".join(f"   {cell:>{w}}" for cell, w in zip(cells, others, strict=True))
+        lines.append(f"  {name:<{first}}{right}")
     return "\n".join([lines[0], "  " + "─" * (len(lines[0]) - 2), *lines[1:]])
 
 
-def draw_curve(path: Path, training: list[Point], validation: list[Point]) -> Path | None:
+def draw_curve(
+    path: Path, title: str, training: list[Point], validation: list[Point]
+) -> Path | None:
     """Draw losses over tokens seen into ``path``; ``None`` where matplotlib is not installed."""
     try:
         import matplotlib
@@ -86,6 +100,7 @@ def draw_curve(path: Path, training: list[Point], validation: list[Point]) -> Pa
     axes.plot(*zip(*training, strict=True), color="#9ec1e8", linewidth=1)
     axes.plot(*zip(*smooth(training), strict=True), color="#1f5fa8", linewidth=2)
     axes.plot(*zip(*validation, strict=True), "o", color="#d1495b", markersize=6)
+    axes.set_title(title, loc="left", fontsize=12)
     _write_labels(axes, training, validation)
     figure.savefig(path)
     pyplot.close(figure)
@@ -93,7 +108,6 @@ def draw_curve(path: Path, training: list[Point], validation: list[Point]) -> Pa
 
 
 def _write_labels(axes, training: list[Point], validation: list[Point]) -> None:
-    axes.set_title("Byte-level GPT, ZeRO-3 on two processes", loc="left", fontsize=12)
     axes.set_xlabel("tokens seen (thousands)")
     axes.set_ylabel("loss (nats per byte)")
     axes.grid(axis="y", color="#e6e6e6")
@@ -102,11 +116,10 @@ def _write_labels(axes, training: list[Point], validation: list[Point]) -> None:
     axes.margins(x=0.01)
     axes.set_ylim(bottom=0)
     middle, end = smooth(training)[len(training) // 3], validation[-1]
-    axes.annotate("training", middle, (6, 10), textcoords="offset points", color="#1f5fa8")
-    axes.annotate(
-        f"validation {end[1]:.2f}", end, (0, -16), textcoords="offset points", color="#d1495b",
-        ha="right",
-    )  # fmt: skip
+    style = {"textcoords": "offset points", "bbox": LABEL_BOX}
+    axes.annotate("training", middle, (0, 24), color="#1f5fa8", ha="center", **style)
+    text = f"validation {end[1]:.2f}"
+    axes.annotate(text, end, (0, -34), color="#d1495b", ha="right", **style)
 
 
 def smooth(points: list[Point], keep: float = 0.9) -> list[Point]:

@@ -42,6 +42,7 @@ class GPT(nn.Module):
         self.apply(initialize)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """Read ``tokens``, ``[batch, length]``; targets have the same shape."""
         length = tokens.shape[1]
         rotation = self.cosines[:length], self.sines[:length]
         x = self.embedding(tokens)
@@ -67,6 +68,7 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * config.width, config.width, bias=False)
 
     def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """``[batch, length, width]`` to the same shape."""
         x = x + self.attend(self.norm1(x), rotation)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -87,7 +89,7 @@ def initialize(module: nn.Module) -> None:
 
 
 def rotary_table(length: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines ``[length, width / 2]`` of rotary positions (Su et al., 2104.09864, eq. 15)."""
+    """Cosines and sines ``[length, width / 2]`` of rotary positions (arXiv:2104.09864, eq. 15)."""
     frequencies = 10000.0 ** (-torch.arange(0, width, 2) / width)
     angles = torch.outer(torch.arange(length), frequencies)
     return angles.cos(), angles.sin()

@@ -11,14 +11,14 @@ after:
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from zc.program.edit import erase_dead
-from zc.program.liveness import storages_of
+from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import value_of
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
@@ -38,40 +38,40 @@ class CleanGraph(Pass):
         """Rewrite readers of what changes nothing, in place; one walk in program order."""
         outside = _Outside.of(program)
         casts: dict[Any, fx.Node] = {}
-        moved = False
         for node in list(program.graph.nodes):
             if node.op != "call_function" or not node.users:
                 continue
-            simpler = _simpler(node) or _same_cast(node, casts)
-            if simpler is None or not outside.may_replace(node, simpler):
+            found = (_simpler(node), _same_cast(node, casts))
+            equal = [s for s in found if s is not None and outside.may_replace(node, s)]
+            if not equal:
+                _remember_cast(node, casts)
                 continue
-            moved = moved or storages_of(node) != storages_of(simpler)
-            node.replace_all_uses_with(simpler)
+            outside.replace(node, equal[0])
+            node.replace_all_uses_with(equal[0])
             erase_dead(program.graph, [node])
-        if moved:  # views of a copy that is gone are views of its source now
+        if outside.moved:  # views of a copy that is gone are views of its source now
             retype(program, program.graph)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Outside:
-    """What the caller sees: values returned, how often each storage is, and storages written to."""
+    """What the caller sees: values returned, how often each storage is, and storages written to.
 
-    returned: frozenset[fx.Node]
+    ``moved`` says which storage took the place of one that is gone; types know only later.
+    """
+
+    returned: set[fx.Node]
     shared: Counter[int]
     inputs: frozenset[int]
     written: frozenset[int]
+    moved: dict[int, int] = field(default_factory=dict)
 
     @staticmethod
     def of(program: Program) -> "_Outside":
         returned = [v for v in program.output_values() if isinstance(v, fx.Node)]
-        written = [
-            n.args[0]
-            for n in program.graph.nodes
-            if n.op == "call_function" and getattr(n.target, "_schema", None) is not None
-            if n.target._schema.is_mutable
-        ]
+        written = [operand for n in program.graph.nodes for operand in written_operands(n)]
         return _Outside(
-            frozenset(returned),
+            set(returned),
             Counter(key for v in returned for key in storages_of(v)),
             frozenset(k for n in program.placeholders() for k in storages_of(n)),
             frozenset(k for n in written for k in storages_of(n)),
@@ -80,19 +80,35 @@ class _Outside:
     def may_replace(self, node: fx.Node, simpler: fx.Node) -> bool:
         """Whether the caller cannot tell ``simpler`` from ``node``.
 
-        A returned value must keep a storage of its own, of its own size; and a copy of something
-        that is written to later must stay a copy.
+        What is returned must keep a storage of its own, of its own size; and a copy stays a copy
+        when it or its source is written to.
         """
         if not same_type(value_of(node), value_of(simpler)):
             return False
-        old, new = storages_of(node), storages_of(simpler)
-        if old != new and any(key in self.written for key in new):
+        (old, old_size), (new, new_size) = self._storage(node), self._storage(simpler)
+        if old == new:
+            return node not in self.returned or not (simpler in self.returned or new in self.inputs)
+        if {old, new} & self.written:
             return False
-        if node not in self.returned:
+        if not self.shared[old]:
             return True
-        seen_outside = simpler in self.returned or any(k in self.inputs for k in new)
-        fits = sorted(old.values()) == sorted(new.values())
-        return not seen_outside and fits and not any(self.shared[k] for k in new if k not in old)
+        return new not in self.inputs and not self.shared[new] and old_size == new_size
+
+    def replace(self, node: fx.Node, simpler: fx.Node) -> None:
+        """Note that ``simpler`` takes the place of ``node``."""
+        if node in self.returned:
+            self.returned.add(simpler)
+        old, new = self._storage(node)[0], self._storage(simpler)[0]
+        if old != new:
+            self.moved[old] = new
+            self.shared[new] += self.shared.pop(old, 0)
+
+    def _storage(self, node: fx.Node) -> tuple[int, int]:
+        """The storage that ``node``, a tensor, lies in by now, and its bytes."""
+        ((key, size),) = storages_of(node).items()
+        while key in self.moved:
+            key = self.moved[key]
+        return key, size
 
 
 def _simpler(node: fx.Node) -> fx.Node | None:
@@ -132,11 +148,16 @@ def _copied(node: fx.Node) -> fx.Node | None:
 
 def _same_cast(node: fx.Node, casts: dict[Any, fx.Node]) -> fx.Node | None:
     """An earlier cast of the same value to the same dtype in the same phase."""
-    if node.target is not aten._to_copy.default:
-        return None
-    key = (node.args, tuple(sorted(node.kwargs.items())), stamp_of(node).phase)
-    earlier = casts.setdefault(key, node)
-    return earlier if earlier is not node else None
+    return casts.get(_cast_key(node)) if node.target is aten._to_copy.default else None
+
+
+def _remember_cast(node: fx.Node, casts: dict[Any, fx.Node]) -> None:
+    if node.target is aten._to_copy.default:
+        casts.setdefault(_cast_key(node), node)
+
+
+def _cast_key(node: fx.Node) -> Any:
+    return node.args, tuple(sorted(node.kwargs.items())), stamp_of(node).phase
 
 
 _EMPTY = (aten.empty_like.default, aten.empty.memory_format, aten.empty_strided.default)

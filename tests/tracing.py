@@ -20,7 +20,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from zc.program.layout import Layout, choose_layout
 from zc.program.mesh import Mesh
-from zc.program.program import Program, set_input
+from zc.program.nodes import set_input
+from zc.program.program import Program
 from zc.program.stamps import Stamp, set_stamp
 from zc.program.tables import Input, Output, Param
 from zc.program.types import retype

@@ -15,7 +15,8 @@ from zc.errors import ExecutionError
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor
 from zc.program.mesh import Mesh
-from zc.program.program import Program, set_input
+from zc.program.nodes import set_input
+from zc.program.program import Program
 from zc.program.tables import Input, Output
 from zc.run.lockstep import LockstepError, coordinate, groups_along, lockstep
 from zc.torch_private import fake_mode_of

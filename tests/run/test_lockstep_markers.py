@@ -9,8 +9,9 @@ from torch import fx
 from zc.program.edit import Editor
 from zc.program.layout import Layout, choose_layout
 from zc.program.mesh import Mesh
+from zc.program.nodes import set_input
 from zc.program.packing import local_view, pack, run_op
-from zc.program.program import Program, set_input
+from zc.program.program import Program
 from zc.program.tables import Input, Output
 from zc.run.lockstep import lockstep
 from zc.state.markers import GRAD, PARAM

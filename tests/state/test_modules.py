@@ -330,3 +330,13 @@ def test_compiled_optimizers_of_others_are_left_alone():
     compiled()
     assert markers == [0]
     assert not torch.equal(plain.bias, before)
+
+
+def test_compile_method_of_a_torch_class_is_refused() -> None:
+    model = zc.shard(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(zc.ShardError) as error:
+        model.compile(backend="zero")
+    assert str(error.value) == (
+        "Sequential.compile() would compile nothing: Dynamo skips code inside torch.nn; "
+        "write model = torch.compile(model, ...) instead"
+    )

@@ -12,7 +12,8 @@ from verify import mutations as change
 
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor
-from zc.program.program import Program, input_of, set_input
+from zc.program.nodes import input_of, set_input
+from zc.program.program import Program
 from zc.program.stamps import restamp
 from zc.program.tables import Input, Output, State
 from zc.program.types import derive

@@ -15,7 +15,8 @@ from torch import fx
 from zc.program.collectives import C10D, COLLECTIVES, WAIT, is_collective, is_wait
 from zc.program.edit import Editor, replace_uses
 from zc.program.liveness import peak_bytes
-from zc.program.program import Program, input_of, set_input, tensors_of, value_of
+from zc.program.nodes import input_of, set_input, tensors_of, value_of
+from zc.program.program import Program
 from zc.program.stamps import restamp, stamp_of
 from zc.program.types import retype, same_type
 

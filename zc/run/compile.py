@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import fx
-
 from zc import torch_private
 from zc.program.nodes import value_of
-from zc.run.regions import structure_key
+from zc.run.regions import Region, extract, is_symbolic, structure_key
 
 LOCK_SECONDS = 600.0
 _compiled: dict[str, Callable[..., Any]] = {}
@@ -40,10 +38,15 @@ def usable_executor(wanted: str) -> str:
     return "interpret"
 
 
-def compile_region(module: fx.GraphModule) -> Callable[..., Any]:
-    """The compiled function of a region, shared with every region of the same structure."""
+def compile_region(region: Region) -> Callable[..., Any]:
+    """The compiled function of ``region``, shared with every region of the same structure.
+
+    Compiling symbolic sizes may set conditions on them that the program's guards must learn, so
+    those go through Inductor each time; its cache remembers the conditions.
+    """
+    module = extract(region)
     key = structure_key(module)
-    if key not in _compiled:
+    if key not in _compiled or is_symbolic(region):
         examples = [value_of(n) for n in module.graph.find_nodes(op="placeholder")]
         with _locked(key):
             _compiled[key] = torch_private.compile_region(module, examples)

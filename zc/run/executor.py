@@ -16,7 +16,7 @@ from zc.run import effects
 from zc.run.compile import compile_region, usable_executor
 from zc.run.late_state import read_state
 from zc.run.loop import LoopWriter, Step, node_step, write_loop
-from zc.run.regions import Region, extract, free_of_work, split_regions
+from zc.run.regions import Region, free_of_work, split_regions
 
 Loop = Callable[[list[Any]], list[Any]]
 
@@ -94,7 +94,7 @@ def _steps(part: Region | fx.Node, executor: str) -> list[Step]:
 
 
 def _region_step(region: Region) -> Step:
-    function = compile_region(extract(region))
+    function = compile_region(region)
 
     def write(writer: LoopWriter) -> None:
         inputs = ", ".join(n.name for n in region.inputs)

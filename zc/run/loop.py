@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from zc.program.liveness import last_uses
+from zc.program.nodes import value_of
 from zc.program.printer import print_target
 
 _PLAIN = (int, float, bool, str, type(None))
@@ -146,5 +147,7 @@ def node_step(node: fx.Node, function: Any = None) -> Step:
 
 
 def _free(writer: LoopWriter, nodes: Sequence[fx.Node]) -> None:
+    """Let values die; sizes stay, since regions ask for them by symbol."""
+    nodes = [n for n in nodes if not isinstance(value_of(n), torch.SymInt)]
     if nodes:
         writer.add(f"del {', '.join(n.name for n in nodes)}")

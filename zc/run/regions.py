@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.fx.node import map_arg
 
 from zc.program.collectives import is_collective, is_wait
 from zc.program.nodes import value_of
 from zc.program.printer import print_node
 from zc.program.types import has_unbacked
+
+Symbols = dict[str, fx.Node]  # a symbolic size by name, and the node whose value it is
+_SYMBOLIC = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ def is_effect(node: fx.Node) -> bool:
     """Whether ``node`` must stay where the passes put it."""
     if is_collective(node) or is_wait(node):
         return True
+    if _is_number(node):
+        return True
     if node.target is operator.getitem:
         source = node.args[0]
         return isinstance(source, fx.Node) and is_effect(source)
@@ -46,15 +52,20 @@ def split_regions(graph: fx.Graph) -> list[Region | fx.Node]:
     """The computed nodes of ``graph`` in order: effects as they are, the rest as regions."""
     parts: list[Region | fx.Node] = []
     run: list[fx.Node] = []
+    symbols: Symbols = {}
     for node in graph.nodes:
+        _bind_symbol(node, symbols)
         if node.op != "call_function":
+            continue
+        if _is_number(node) and not set(node.all_input_nodes) & set(run):
+            parts.append(node)  # sizes are computed before the region that needs them
             continue
         if not is_effect(node):
             run += _with_items(node)
             continue
-        _close(parts, run)
+        _close(parts, run, symbols)
         parts.append(node)
-    _close(parts, run)
+    _close(parts, run, symbols)
     return parts
 
 
@@ -68,20 +79,38 @@ def _with_items(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _close(parts: list[Region | fx.Node], run: list[fx.Node]) -> None:
+def _close(parts: list[Region | fx.Node], run: list[fx.Node], symbols: Symbols) -> None:
     if not run:
         return
     members = set(run)
-    inputs = dict.fromkeys(s for n in run for s in n.all_input_nodes if s not in members)
-    symbols = {s for n in (*run, *inputs) for s in _symbols_needed(n)} - members
-    inputs |= dict.fromkeys(s for s in symbols if s not in inputs)
+    read = dict.fromkeys(s for n in run for s in n.all_input_nodes if s not in members)
+    needed = {str(s) for n in (*run, *read) for s in _free_symbols(n)}
+    sizes = dict.fromkeys(symbols[name] for name in sorted(needed) if name in symbols)
     outputs = [n for n in run if any(u not in members for u in n.users)]
-    parts.append(Region(tuple(run), tuple(inputs), tuple(outputs)))
+    parts.append(Region(tuple(run), tuple(sizes | read), tuple(outputs)))
     run.clear()
 
 
-def _symbols_needed(node: fx.Node) -> list[fx.Node]:
-    return []
+def _bind_symbol(node: fx.Node, symbols: Symbols) -> None:
+    """Remember ``node`` when its value is a symbolic size by itself, as ``s0``."""
+    value = value_of(node)
+    if isinstance(value, torch.SymInt) and value.node.expr.is_symbol:
+        symbols.setdefault(str(value.node.expr), node)
+
+
+def _free_symbols(node: fx.Node) -> set[Any]:
+    values = value_of(node)
+    items = values if isinstance(values, (tuple, list)) else [values]
+    return {s for v in items if isinstance(v, _SYMBOLIC) for s in free_symbols(v)}
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(value_of(node), (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def is_symbolic(region: Region) -> bool:
+    """Whether sizes in a region are symbols, so that compiling it may set conditions on them."""
+    return any(_free_symbols(n) for n in (*region.nodes, *region.inputs))
 
 
 def free_of_work(region: Region) -> bool:

@@ -5,6 +5,8 @@ layers that are alike. ``type(module).__name__`` and ``isinstance`` stay as they
 """
 
 import functools
+import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,20 @@ class ShardedModule:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
             READING.inside = before
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As ``nn.Module.compile``, which compiles nothing where torch skips the forward.
+
+        Raises:
+            ShardError: for a module whose forward is torch's own, as ``nn.Sequential``.
+        """
+        forward = inspect.getsourcefile(type(self).forward) or ""  # type: ignore[attr-defined]
+        if forward.startswith(os.path.dirname(nn.__file__)):
+            raise ShardError(
+                f"{type(self).__name__}.compile() would compile nothing: Dynamo skips code inside "
+                f"torch.nn; write model = torch.compile(model, ...) instead"
+            )
+        super().compile(*args, **kwargs)  # type: ignore[misc]
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As ``nn.Module``; in the place of a sharded parameter only one that lies like it."""

@@ -1,0 +1,223 @@
+"""clean_graph: what it removes, what the caller would miss, and that no bit changes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_losses import RandomLoss, assert_same_bits, random_losses
+from torch import fx
+from tracing import physical, program_of
+from zc.passes.clean_graph import CleanGraph
+
+from zc.program.edit import Editor
+from zc.program.mesh import Mesh
+from zc.program.nodes import set_input
+from zc.program.program import Program
+from zc.program.stamps import BACKWARD
+from zc.program.tables import Input, Output
+from zc.torch_private import fake_mode_of
+from zc.verify import verify
+
+aten: Any = torch.ops.aten
+Tensors = dict[str, torch.Tensor]
+Build = Callable[[Editor, fx.Node], fx.Node | list[fx.Node]]
+
+
+def cleaned(build: Build, shape: tuple[int, ...] = (4, 4)) -> Program:
+    """One input ``x``, the values that ``build`` computes from it returned, after the pass."""
+    mode = fake_mode_of([])
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    set_input(x, Input("user", "x", 0))
+    with mode:
+        x.meta["val"] = torch.empty(shape)
+    output = graph.output([])
+    program = Program("test", 2, Mesh(), {"step": graph}, [], fake_mode=mode, training=False)
+    edit = Editor(program, graph, "test")
+    with edit.before(output):
+        result = build(edit, x)
+    results = result if isinstance(result, list) else [result]
+    output.args = (results,)
+    program.outputs = [Output("user") for _ in results]
+    verify(program)
+    CleanGraph().run(program)
+    verify(program)
+    return program
+
+
+def ops(program: Program) -> list[str]:
+    calls = [n for n in program.graph.nodes if n.op == "call_function"]
+    return [n.target._schema.name.removeprefix("aten::") for n in calls]
+
+
+def test_a_step(golden: Callable[..., None]):
+    """What tracing leaves: detached copies, transposes of transposes, casts made twice."""
+
+    def loss(p: Tensors, x: Tensors) -> torch.Tensor:
+        hidden = torch.relu(x["x"].bfloat16() @ p["w0"].bfloat16().t())
+        return (hidden @ p["w0"].bfloat16() * x["x"].bfloat16()).float().view(2, 8).sum()
+
+    program = physical(program_of(loss, {"w0": (32, 8)}, {"x": (2, 8)}))
+    CleanGraph().run(program)
+    verify(program)
+    golden(str(program), ".ir")
+
+
+def neg(edit: Editor, value: fx.Node) -> fx.Node:
+    return edit.call(aten.neg.default, value)
+
+
+def copied(edit: Editor, x: fx.Node) -> fx.Node:
+    empty = edit.call(aten.empty_like.default, x)
+    return neg(edit, edit.call(aten.copy.default, empty, neg(edit, x)))
+
+
+REMOVED: dict[str, Build] = {
+    "detach": lambda e, x: neg(e, e.call(aten.detach.default, neg(e, x))),
+    "alias": lambda e, x: neg(e, e.call(aten.alias.default, neg(e, x))),
+    "view": lambda e, x: neg(e, e.call(aten.view.default, neg(e, x), [4, 4])),
+    "expand": lambda e, x: neg(e, e.call(aten.expand.default, neg(e, x), [4, 4])),
+    "slice": lambda e, x: neg(e, e.call(aten.slice.Tensor, neg(e, x), 0, 0, 4)),
+    "clone": lambda e, x: neg(e, e.call(aten.clone.default, neg(e, x))),
+    "cast": lambda e, x: neg(e, e.call(aten._to_copy.default, neg(e, x), dtype=torch.float32)),
+    "double t": lambda e, x: neg(e, e.call(aten.t.default, e.call(aten.t.default, neg(e, x)))),
+    "double transpose": lambda e, x: neg(
+        e, e.call(aten.transpose.int, e.call(aten.transpose.int, neg(e, x), 0, 1), 0, 1)
+    ),
+    "permuted back": lambda e, x: neg(
+        e, e.call(aten.permute.default, e.call(aten.permute.default, neg(e, x), [1, 0]), [1, 0])
+    ),
+    "copy": copied,
+}
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_removed(name: str):
+    assert ops(cleaned(REMOVED[name])) == ["neg", "neg"]
+
+
+def test_a_cast_made_twice_is_made_once():
+    def build(edit: Editor, x: fx.Node) -> fx.Node:
+        one, other = (edit.call(aten._to_copy.default, x, dtype=torch.bfloat16) for _ in range(2))
+        return edit.call(aten.mul.Tensor, one, other)
+
+    assert ops(cleaned(build)) == ["_to_copy", "mul"]
+
+
+def test_a_cast_of_another_phase_is_made_again():
+    def build(edit: Editor, x: fx.Node) -> fx.Node:
+        one = edit.call(aten._to_copy.default, x, dtype=torch.bfloat16)
+        with edit.after(one, phase=BACKWARD):
+            other = edit.call(aten._to_copy.default, x, dtype=torch.bfloat16)
+            return edit.call(aten.mul.Tensor, one, other)
+
+    assert ops(cleaned(build)) == ["_to_copy", "_to_copy", "mul"]
+
+
+def written_later(edit: Editor, x: fx.Node) -> fx.Node:
+    """A copy keeps the value that ``x`` had before."""
+    copy = edit.call(aten.clone.default, x)
+    edit.call(aten.copy_.default, x, edit.call(aten.zeros_like.default, x))
+    return neg(edit, copy)
+
+
+def written_copy(edit: Editor, x: fx.Node) -> fx.Node:
+    """The source must not be written in the place of its copy."""
+    value = neg(edit, x)
+    zeros = edit.call(aten.zero_.default, edit.call(aten.clone.default, value))
+    return edit.call(aten.add.Tensor, value, zeros)
+
+
+def two_copies(edit: Editor, x: fx.Node) -> list[fx.Node]:
+    """One of them may go, not both: the caller got two tensors."""
+    value = neg(edit, x)
+    return [edit.call(aten.clone.default, value) for _ in range(2)]
+
+
+def two_copies_in_views(edit: Editor, x: fx.Node) -> list[fx.Node]:
+    return [edit.call(aten.view.default, copy, [16]) for copy in two_copies(edit, x)]
+
+
+def returned_twice(edit: Editor, x: fx.Node) -> list[fx.Node]:
+    value = neg(edit, x)
+    return [value, edit.call(aten.clone.default, value)]
+
+
+def of_a_larger_value(edit: Editor, x: fx.Node) -> fx.Node:
+    """Returned without its copy, a row would keep the whole value alive."""
+    row = edit.call(aten.slice.Tensor, neg(edit, x), 0, 0, 1)
+    return edit.call(aten.clone.default, row)
+
+
+KEPT: dict[str, tuple[Build, list[str]]] = {
+    "a copy of what is written later": (
+        written_later,
+        ["clone", "zeros_like", "copy_", "neg"],
+    ),
+    "a copy of an input that is returned": (
+        lambda e, x: e.call(aten.clone.default, x),
+        ["clone"],
+    ),
+    "a copy of what is returned too": (returned_twice, ["neg", "clone"]),
+    "a copy of an input, returned as a view": (
+        lambda e, x: e.call(aten.view.default, e.call(aten.clone.default, x), [16]),
+        ["clone", "view"],
+    ),
+    "a copy that is written": (written_copy, ["neg", "clone", "zero_", "add"]),
+    "one of two copies": (two_copies, ["neg", "clone"]),
+    "one of two copies in views": (two_copies_in_views, ["neg", "clone", "view", "view"]),
+    "a copy of a row that is returned": (of_a_larger_value, ["neg", "slice", "clone"]),
+    "a copy that changes strides": (
+        lambda e, x: neg(
+            e,
+            e.call(
+                aten.clone.default,
+                e.call(aten.t.default, x),
+                memory_format=torch.contiguous_format,
+            ),
+        ),
+        ["t", "clone", "neg"],
+    ),
+    "a slice of less": (
+        lambda e, x: neg(e, e.call(aten.slice.Tensor, x, 0, 0, 3)),
+        ["slice", "neg"],
+    ),
+    "another permutation": (
+        lambda e, x: neg(
+            e,
+            e.call(aten.permute.default, e.call(aten.permute.default, x, [1, 2, 0]), [1, 2, 0]),
+        ),
+        ["permute", "permute", "neg"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept(name: str):
+    build, expected = KEPT[name]
+    shape = (4, 4, 4) if name == "another permutation" else (4, 4)
+    assert ops(cleaned(build, shape)) == expected
+
+
+@settings(max_examples=25)
+@given(loss=random_losses, zero_stage=st.sampled_from([1, 3]))
+def test_no_bit_changes(loss: RandomLoss, zero_stage: int):
+    program = physical(loss.program(), zero_stage)
+    before = loss.run(program)
+    CleanGraph().run(program)
+    program.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    verify(program)
+    assert_same_bits(before, loss.run(program))
+
+
+@settings(max_examples=10)
+@given(loss=random_losses)
+def test_a_second_run_changes_nothing(loss: RandomLoss):
+    program = physical(loss.program())
+    CleanGraph().run(program)
+    once = str(program)
+    CleanGraph().run(program)
+    assert str(program) == once

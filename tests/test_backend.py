@@ -1,0 +1,139 @@
+"""The backend on one process: it equals eager PyTorch, and says what it cannot do."""
+
+import copy
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from capture.training import (
+    OPTIONS,
+    Net,
+    batch,
+    compiled,
+    forward_and_backward,
+    new_net,
+    refusal_of,
+    train,
+)
+from torch import nn
+
+import zc
+import zc.backend
+import zc.run.compile
+from zc import torch_private
+from zc.comm.wire import METER
+
+ALONE = {"passes": "zero3", "executor": "interpret"}
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("sharded", [True, False])
+def test_one_process_equals_eager(level: int, sharded: bool):
+    METER.reset()
+    model, plain = new_net(), new_net()
+    if sharded:
+        zc.shard(model)
+    losses = train(model, compiled(model, level), 0)
+    assert losses == train(plain, forward_and_backward(plain), 0)
+    for found, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    assert METER.total() == 0
+
+
+@pytest.mark.parametrize("passes", ["zero0", "zero1", "zero2", None])
+def test_every_pass_pipeline_runs_on_one_process(passes: str | None):
+    model, plain = new_net(), new_net()
+    options: dict[str, Any] = {"executor": "interpret"}
+    step = compiled(model, 2, options=options | ({"passes": passes} if passes else {}))
+    assert train(model, step, 0) == train(plain, forward_and_backward(plain), 0)
+
+
+def test_buffers_are_updated():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    plain = copy.deepcopy(model)
+    x = torch.randn(8, 4)
+    step = torch.compile(model, backend="zero", options=ALONE)
+    for net in (step, plain):
+        for _ in range(2):
+            net(x).sum().backward()
+    assert model[1].num_batches_tracked == 2
+    for found, expected in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_inference_and_no_grad():
+    model = new_net().eval()
+    call = torch.compile(model, backend="zero", options=ALONE)
+    with torch.no_grad():
+        assert torch.equal(call(batch(0, 0)), model(batch(0, 0)))
+
+
+def test_the_backend_is_found_by_its_name():
+    """``torch.compile(backend="zero")`` needs no import of zc."""
+    code = (
+        "import torch, sys; "
+        "f = torch.compile(lambda x: x + 1, backend='zero', options={'executor': 'interpret'}); "
+        "assert 'zc' not in sys.modules; assert f(torch.ones(2)).tolist() == [2, 2]; "
+        "assert 'zc' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_options_are_checked_when_compiling():
+    call = torch.compile(new_net(), backend="zero", options={"pases": "zero3"})
+    assert refusal_of(lambda: call(batch(0, 0))) == (
+        "PipelineError: options: no option named 'pases'; did you mean 'passes'?"
+    )
+
+
+def test_a_parameter_on_meta_is_refused():
+    with torch.device("meta"):
+        model = zc.shard(Net())
+    call = torch.compile(model, backend="zero", options=OPTIONS)
+    x = torch.empty(3, 5, dtype=torch.long, device="meta")
+    assert refusal_of(lambda: call(x)) == (
+        "ExecutionError: parameter 'embed.weight' is still on the meta device; call "
+        "zc.materialize(model, device) and initialise or load it before the first step"
+    )
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.16.0+cpu", "3.0.1"])
+def test_an_unsupported_torch_is_refused(version: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(zc.CaptureError) as error:
+        torch_private.check_version()
+    assert str(error.value) == f"torch {version} is not supported; install torch 2.11 to 2.15"
+
+
+def test_without_a_compiler_programs_are_interpreted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch_private, "has_cpp_compiler", lambda: False)
+    monkeypatch.setattr(zc.run.compile, "_warned", False)
+    model, plain = new_net(), new_net()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step = compiled(model, 1, options={"executor": "inductor"})
+        assert train(model, step, 0) == train(plain, forward_and_backward(plain), 0)
+    assert [str(w.message) for w in caught if "compiler" in str(w.message)] == [
+        "no C++ compiler found: zc runs programs node by node (executor: interpret); install g++ "
+        "or clang++ for compiled regions"
+    ]
+
+
+def test_a_half_without_its_joint_graph():
+    compilation = zc.backend.Compilation.__new__(zc.backend.Compilation)
+    compilation._program, compilation._name = None, "model.py:1 forward"
+    with pytest.raises(zc.ZcError) as error:
+        compilation.forward(torch.fx.GraphModule({}, torch.fx.Graph()), [])
+    assert str(error.value) == ("forward half of model.py:1 forward arrived before its joint graph")
