@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from zc.comm.wire import METER
+from zc.errors import ShardError
 from zc.state.modules import sharded_class
 from zc.state.reading import full
 from zc.state.shard import shard
@@ -333,8 +334,8 @@ def test_compiled_optimizers_of_others_are_left_alone():
 
 
 def test_compile_method_of_a_torch_class_is_refused() -> None:
-    model = zc.shard(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(zc.ShardError) as error:
+    model = shard(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ShardError) as error:
         model.compile(backend="zero")
     assert str(error.value) == (
         "Sequential.compile() would compile nothing: Dynamo skips code inside torch.nn; "
