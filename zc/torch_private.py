@@ -231,10 +231,11 @@ def compile_region(
             decomposition_table=select_decomp_table(),
             tracing_mode="real",
         )(*example_inputs)
-    (output,) = traced.graph.find_nodes(op="output")
-    output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))  # keep strides
     (output,) = traced.graph.find_nodes(op="output")  # regions rely on each other's strides
     output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
+    for i, node in enumerate(traced.graph.find_nodes(op="placeholder")):
+        node.target = node.name = f"region_in{i}"  # Inductor's cache goes by code, not by strides
+    traced.recompile()
     with _guards.tracing(_guards.TracingContext(mode)), torch.no_grad():
         compiled = compile_fx_inner(traced, list(example_inputs), is_inference=True)
 

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_GUARDS: Any = torch._C._dynamo.guards
+_TORCH_C: Any = torch._C
+_GUARDS = _TORCH_C._dynamo.guards
 _trackers: list["LiveBytes"] = []
 
 

@@ -55,13 +55,14 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="compare zc's predictions with measurements")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--rows", type=int, default=2, help="passages in a batch, per rank")
     parser.add_argument("--length", type=int, default=128, help="bytes in a passage")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--executor", default="interpret", choices=["inductor", "interpret"])
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
     parser.add_argument("--save", type=Path, help="also write the table into this file")
     return parser.parse_args()
@@ -77,7 +78,7 @@ def run_rank(rank: int, folder: Path, args: argparse.Namespace) -> None:
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=args.ranks,
         timeout=GROUP_TIMEOUT,
     )  # fmt: skip
-    figures = [compare(args, level, stage) for level in args.levels for stage in range(4)]
+    figures = [compare(args, level, stage) for level in args.levels for stage in args.stages]
     if rank == 0:
         (folder / "figures.json").write_text(json.dumps(figures))
     dist.barrier()
@@ -151,7 +152,7 @@ def _cells(row: Figures) -> list[str]:
 
 
 def _megabytes(count: int | None) -> str:
-    return "–" if count is None else f"{count / 1e6:,.3f}"
+    return "-" if count is None else f"{count / 1e6:,.3f}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Nothing here is derived from a prediction; ``train_step.py`` says what each figu
 """
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -63,14 +64,22 @@ def run_rounds(rank: int, args: Any, caches: Path, rounds: int, memory: bool) ->
         system = build(name, args.config, args.executor)
         systems.append(system)
         _first_step(system, measured[name], caches, batches[0])
+        _say(rank, f"{name}: first step after {measured[name].first_step:.1f} s")
     for i, batch in enumerate(batches[1:]):
         turn = i % len(systems)
         for system in systems[turn:] + systems[:turn]:
             _step(system, measured[system.name], batch, timed=i >= WARM_UP_ROUNDS)
+        _say(rank, f"round {i + 1} of {len(batches) - 1}")
     if memory:
         for system in systems:
             _track(system, measured[system.name], batches[0])
     return {name: vars(figures) for name, figures in measured.items()}
+
+
+def _say(rank: int, text: str) -> None:
+    """Progress, beside the table that goes to standard output."""
+    if rank == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _batch(args: Any, rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:

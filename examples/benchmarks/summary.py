@@ -95,7 +95,7 @@ def loss_line(rows: list[Row]) -> str:
 
 
 def losses_agree(rows: list[Row]) -> bool:
-    """Whether no loss of any step and rank is further than the tolerance from the first system's."""
+    """Whether every loss of every rank is within the tolerance of the first system's."""
     return all(row.loss_deviation <= LOSS_TOLERANCE for row in rows)
 
 
@@ -122,9 +122,7 @@ def _mean_of_medians(ranks: list[dict[str, Any]], name: str, key: str) -> float 
     return mean(map(median, values)) if all(values) else None
 
 
-def _warm(
-    first: list[dict[str, Any]], second: list[dict[str, Any]], name: str
-) -> float | None:
+def _warm(first: list[dict[str, Any]], second: list[dict[str, Any]], name: str) -> float | None:
     return None if second is first else max(rank[name]["first_step"] for rank in second)
 
 
@@ -137,7 +135,7 @@ def _deviation(ranks: list[dict[str, Any]], name: str, baseline: str) -> float:
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:
-    return "–" if value is None else f"{value * factor:,.{digits}f}"
+    return "-" if value is None else f"{value * factor:,.{digits}f}"
 
 
 def _line(cells: Any) -> str:

@@ -95,6 +95,7 @@ def _constants(module: fx.GraphModule) -> dict[str, Any]:
 
 
 def _bind_inputs(program: Program, arguments: Sequence[Argument]) -> None:
+    params = {a.name for a in arguments if a.kind == "param"}
     for index, node in enumerate(program.graph.find_nodes(op="placeholder")):
         source = torch_private.dynamo_input_index(node)
         argument = arguments[source] if source is not None else None
@@ -108,11 +109,14 @@ def _bind_inputs(program: Program, arguments: Sequence[Argument]) -> None:
         elif argument is None:
             set_input(node, Input("user", "", index))
         else:
-            set_input(node, Input(_input_kind(argument), argument.name, index))
+            set_input(node, Input(_input_kind(argument, params), argument.name, index))
 
 
-def _input_kind(argument: Argument) -> InputKind:
+def _input_kind(argument: Argument, params: set[str]) -> InputKind:
+    """A gradient without its parameter (clipping behind a graph break) is a tensor like any."""
     known: dict[str, InputKind] = {"param": "param", "buffer": "buffer", "grad": "grad"}
+    if argument.kind == "grad" and argument.name not in params:
+        return "user"
     return known.get(argument.kind, "user")
 
 

@@ -11,6 +11,7 @@ from zc import torch_private
 from zc.program.nodes import value_of
 from zc.program.stamps import BACKWARD, FORWARD, Stamp, set_stamp, stamp_of
 
+_TORCH = torch.__file__.removesuffix("__init__.py")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in')
 _MODULE = re.compile(r"_modules\['([^']+)'\]|\.(\w+)")
 
@@ -65,5 +66,7 @@ def _module(node: fx.Node) -> str:
 
 
 def _source(node: fx.Node) -> str:
+    """The innermost line of the user's code; of torch's own where there is nothing else."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+    users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    return f"{users[-1][0]}:{users[-1][1]}" if users else ""

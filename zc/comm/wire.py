@@ -53,8 +53,9 @@ class Pending:
         """
         if self._work is not None:
             self._work.wait()
+            self._work = None  # it holds its operands and results, which _finish lets go
         result = self._finish()
-        del self._work, self._finish
+        del self._finish
         return result
 
 

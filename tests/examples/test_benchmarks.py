@@ -1,0 +1,133 @@
+"""The benchmarks run on a tiny model, and what they count is what the formulas say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+OVERHEAD = 0.05  # of bytes on sockets: a barrier and gloo's headers, on messages of a few KB
+PEAK_TOLERANCE = 0.10
+MODULES = ("gpt", "systems", "sockets", "live_bytes", "rounds", "summary", "train_step")
+SYSTEMS = ("DDP eager", "DDP compiled", "FSDP2 eager", "FSDP2 compiled",
+           "zc level 1, zero3", "zc level 2, zero2")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_on_path(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def run(script: str, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), "--executor=interpret", *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def parse(markdown: str) -> list[list[str]]:
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [line.strip("| ").split(" | ") for line in lines]
+
+
+def test_a_tiny_step_of_every_kind_of_system(tmp_path: Path):
+    saved = tmp_path / "saved.md"
+    out = run(
+        "train_step.py", "--tiny", f"--out={tmp_path}", f"--save={saved}", "--systems", *SYSTEMS
+    )
+    head, rule, *rows = parse(out)
+    assert [row[0] for row in rows] == list(SYSTEMS)
+    assert {len(row) for row in (head, rule, *rows)} == {10}
+    assert out.strip() in saved.read_text()
+    assert "losses agree" in out
+    figures = json.loads((tmp_path / "train_step.json").read_text())
+    found = {row["system"]: row for row in figures["systems"]}
+    check_figures(found, figures["settings"]["parameters"])
+
+
+def check_figures(found: dict[str, Any], parameters: int) -> None:
+    """Sizes of the tiny model divide evenly by two ranks: nothing is padded."""
+    half = 4 * parameters / 2
+    assert found["zc level 1, zero3"]["metered_bytes"] == 3 * half
+    assert found["zc level 2, zero2"]["metered_bytes"] == 2 * half
+    assert found["DDP eager"]["metered_bytes"] is None
+    assert found["DDP eager"]["ratio"] == 1
+    for row in found.values():
+        assert row["loss_deviation"] == 0  # interpreted, nothing adds in another order
+        assert row["step_seconds"] > 0
+        assert row["peak_bytes"] > half
+    if sys.platform == "linux":
+        for name, factor in (("DDP eager", 2), ("zc level 1, zero3", 3), ("zc level 2, zero2", 2)):
+            assert found[name]["sent_bytes"] == pytest.approx(factor * half, rel=OVERHEAD), name
+    assert found["zc level 1, zero3"]["peak_bytes"] < found["zc level 2, zero2"]["peak_bytes"]
+    assert found["zc level 2, zero2"]["peak_bytes"] < found["DDP eager"]["peak_bytes"]
+
+
+def test_predictions_of_memory_and_volume(tmp_path: Path):
+    options = ("--layers=1", "--width=64", "--length=32", "--levels=2", f"--out={tmp_path}")
+    head, _, *rows = parse(run("memory.py", *options, "--stages", "0", "3"))
+    assert [row[0] for row in rows] == ["level 2, zero0", "level 2, zero3"]
+    assert len(head) == len(rows[0]) == 7
+    for row in json.loads((tmp_path / "memory.json").read_text()):
+        assert row["metered_sent"] == row["predicted_sent"], row
+        assert row["measured_peak"] == pytest.approx(row["predicted_peak"], rel=PEAK_TOLERANCE), row
+
+
+def test_live_bytes_are_counted_once_and_until_freed():
+    from live_bytes import LiveBytes
+
+    held = torch.ones(10)
+    live = LiveBytes([held])
+    with live:
+        a = torch.ones(100)
+        b = a.view(10, 10)[2:]
+        del a
+        assert live._alive() == 440
+        del b
+        assert live._alive() == 40
+        c = torch.ones(50)
+        c.untyped_storage().resize_(0)
+        assert live._alive() == 40
+        c.untyped_storage().resize_(200)
+        assert live._alive() == 240
+    assert live.peak == 440
+
+
+def test_medians_are_of_the_slowest_rank_and_ratios_of_medians():
+    import summary
+
+    def rank(*seconds: float) -> dict[str, Any]:
+        return {"seconds": list(seconds)}
+
+    fast = [{"a": rank(1, 5, 2)}, {"a": rank(3, 1, 1)}]
+    assert summary._step_seconds(fast, "a") == 3  # of 3, 5, 2
+
+
+def test_losses_that_differ_are_named():
+    import summary
+
+    def row(name: str, deviation: float) -> summary.Row:
+        return summary.Row(name, 1, 1, 1, 1, 1, None, None, 1, None, deviation)
+
+    rows = [row("DDP eager", 0.0), row("zc", 2e-3)]
+    assert not summary.losses_agree(rows)
+    assert summary.loss_line(rows) == (
+        "losses DIFFER: largest relative difference from DDP eager 2.0e-03 (zc), tolerance 1e-04"
+    )
+    assert summary.markdown(rows, {"cores": 2}).splitlines()[3] == (
+        "| zc | 1,000.0 | 1.00 | 1,000.0 | 0.0 | 0.0 | - | - | 1.0 | - |"
+    )
