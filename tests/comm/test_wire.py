@@ -41,7 +41,9 @@ def check_reductions(rank: int) -> None:
 
 def check_odd_sizes(rank: int) -> None:
     every = [numbers(r, 5) for r in range(WORLD)]
+    METER.reset()
     found = all_reduce(every[rank], dist.group.WORLD, "sum").wait()
+    assert METER.sent == {"all_reduce": 2 * 3 * 2 * 4}  # to 3 ranks, blocks of 2 elements, twice
     assert torch.equal(found, sum_in_rank_order(every, "sum"))
     assert torch.equal(all_reduce(torch.tensor(2.0), dist.group.WORLD).wait(), torch.tensor(2.0))
     highest = all_reduce(every[rank], dist.group.WORLD, "max").wait()

@@ -27,16 +27,16 @@ NORM = 1e-5  # relative; squares are summed per shard first
 
 def cost(row: Any) -> float:
     """Roughly the seconds that one configuration takes: more regions, more compilation."""
-    _, world, stage, _, executor, _ = row
+    model, world, stage, level, executor, _ = row
+    tracing = (1.0 if model in ("conv", "lstm") else 3.0) + level
     compilation = 2.0 + 4.0 * stage if executor == "inductor" else 0.0
-    return 3.0 + compilation + (3.0 if world == 4 else 0.0)
+    return (tracing + compilation) * world / 2
 
 
 def sample() -> list[Config]:
     """A pairwise sample, and all stages and levels of one model, whose bits must be the same."""
-    same_bits = product(("conv",), (2,), STAGES, LEVELS, ("interpret",), (False,))
-    rows = dict.fromkeys([*pairwise(DIMENSIONS, cost), *same_bits])
-    return sorted((Config(*row) for row in rows), key=_order)
+    same_bits = list(product(("conv",), (2,), STAGES, LEVELS, ("interpret",), (False,)))
+    return sorted((Config(*row) for row in pairwise(DIMENSIONS, cost, same_bits)), key=_order)
 
 
 def _order(config: Config) -> Any:
@@ -80,20 +80,20 @@ def _different_bits(by_rank: list[list[Deviation]]) -> list[str]:
     return [f"bits depend on the stage: {key}" for key, found in digests.items() if len(found) > 1]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_pairwise_sample_trains_as_ddp(world: int) -> None:
     configs = [c for c in sample() if c.world == world]
-    check(run_ranks(ranks, world, configs, timeout=850))
+    check(run_ranks(ranks, world, configs, timeout=1700))
 
 
 @pytest.mark.matrix
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("model", "world"), list(product(CASES, WORLDS)))
 def test_the_whole_matrix_trains_as_ddp(model: str, world: int) -> None:
     rows = product((model,), (world,), STAGES, LEVELS, EXECUTORS, CLIPS)
     configs = sorted((Config(*row) for row in rows), key=_order)
-    by_rank = run_ranks(ranks, world, configs, timeout=3500)
+    by_rank = run_ranks(ranks, world, configs, timeout=7000)
     found = [deviation for one_rank in by_rank for deviation in one_rank]
     tables = defaultdict(list)
     for deviation in found:

@@ -109,14 +109,13 @@ def measure_all(rank: int, world: int) -> dict[tuple[str, int, tuple[int, int]],
     warnings.simplefilter("ignore")
     return {
         (name, level, size): measure(name, level, size, world)
-        for name in MODELS
-        for level in (1, 2)
+        for name, level in (("gpt", 1), ("gpt", 2), ("llama", 2))
         for size in (FEW, MANY)
     }
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
 def test_the_measured_peak_of_a_step_is_the_predicted_one() -> None:
-    for found in run_ranks(measure_all, 2, timeout=380):
+    for found in run_ranks(measure_all, 2, timeout=900):
         for case, (measured, predicted) in found.items():
             assert abs(measured - predicted) <= TOLERANCE * predicted, (case, measured, predicted)

@@ -28,3 +28,8 @@ def test_the_same_arguments_give_the_same_rows() -> None:
 def test_expensive_values_occur_no_more_often_than_they_must() -> None:
     rows = pairwise(DIMENSIONS, lambda row: 4.0 if row[1] == 4 else 1.0)
     assert sum(row[1] == 4 for row in rows) == 5
+
+
+def test_given_rows_count() -> None:
+    given = [("a", 1), ("b", 2)]
+    assert pairwise(("ab", (1, 2)), given=given) == [*given, ("a", 2), ("b", 1)]
