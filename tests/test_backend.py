@@ -1,10 +1,10 @@
 """The backend on one process: it equals eager PyTorch, and says what it cannot do."""
 
 import copy
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,15 +80,10 @@ def test_inference_and_no_grad():
 
 
 def test_the_backend_is_found_by_its_name():
-    """``torch.compile(backend="zero")`` needs no import of zc."""
-    code = (
-        "import torch, sys; "
-        "f = torch.compile(lambda x: x + 1, backend='zero', options={'executor': 'interpret'}); "
-        "assert 'zc' not in sys.modules; assert f(torch.ones(2)).tolist() == [2, 2]; "
-        "assert 'zc' in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    """``torch.compile(backend="zero")`` needs no import of zc: torch loads the entry point."""
+    (entry,) = (e for e in entry_points(group="torch_dynamo_backends") if e.name == "zero")
+    assert entry.load() is zc.backend.zero
+    assert "zero" in torch.compiler.list_backends()
 
 
 def test_options_are_checked_when_compiling():
@@ -106,6 +101,15 @@ def test_a_parameter_on_meta_is_refused():
     assert refusal_of(lambda: call(x)) == (
         "ExecutionError: parameter 'embed.weight' is still on the meta device; call "
         "zc.materialize(model, device) and initialise or load it before the first step"
+    )
+
+
+def test_checkpointed_dropout_in_a_whole_step_is_refused():
+    step = compiled(new_net(dropout=0.2, checkpointed=True), 2, options={"executor": "interpret"})
+    assert refusal_of(lambda: step(batch(0, 0))) == (
+        "CaptureError: torch cannot recompute dropout inside torch.utils.checkpoint when "
+        "backward() is called in the compiled function; compile the model instead (level 1), or "
+        "take the dropout or the checkpoint out"
     )
 
 
@@ -137,3 +141,15 @@ def test_a_half_without_its_joint_graph():
     with pytest.raises(zc.ZcError) as error:
         compilation.forward(torch.fx.GraphModule({}, torch.fx.Graph()), [])
     assert str(error.value) == ("forward half of model.py:1 forward arrived before its joint graph")
+
+
+def test_pieces_around_a_graph_break_have_names(tmp_path: Path):
+    model = new_net(breaks=True)
+    step = compiled(model, 1, options=ALONE | {"passes": "zero0", "dump": str(tmp_path)})
+    step(batch(0, 0))
+    first = [path.read_text().splitlines()[0] for path in tmp_path.glob("*/00-capture.ir")]
+    lines = model.forward.__func__.__code__.co_firstlineno  # type: ignore[attr-defined]
+    assert sorted(first) == [
+        f"program training.py:{lines} Net.forward (one process)",
+        f"program training.py:{lines + 3} forward (resumed) (one process)",
+    ]

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from capture import refuses_alike, trains_alike
 from multiprocess import run_ranks
 
+pytestmark = pytest.mark.timeout(600)  # for all checks together, on a busy machine
 CHECKS = trains_alike.CHECKS | refuses_alike.CHECKS
 CASES = [(name, level) for name, (_, levels) in CHECKS.items() for level in levels]
 Case = tuple[str, int]
@@ -31,7 +32,7 @@ def failures(request: pytest.FixtureRequest) -> list[dict[Case, str]]:
     """By rank, what failed of the checks that were selected: one start for all of them."""
     selected = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     cases = [p["case"] for p in selected if p.get("case") in CASES]
-    return run_ranks(run_checks, 2, cases, timeout=280)
+    return run_ranks(run_checks, 2, cases, timeout=550)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-level{case[1]}")

@@ -1,5 +1,6 @@
 """What capture makes of a function: reads, reductions, names, phases and outputs, as printed IR."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -69,8 +70,7 @@ def captured(model: nn.Module, x: torch.Tensor, *, level: int = 1, **options: An
     with fake_world(WORLD):
         zc.shard(model, **sharding)
         program = zc.capture(model if level == 1 else step_of(model), x, **options)
-    file, _, name = program.name.partition(":")
-    program.name = f"{file}:1 {name.split(' ', 1)[1]}"
+    program.name = re.sub(r":\d+ ", ":1 ", program.name)
     return program
 
 

@@ -1,0 +1,147 @@
+"""What zc relies on in torch's private interfaces; each test names the versions it was tried on."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+import torch.distributed as dist
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from zc import torch_private
+
+aten: Any = torch.ops.aten
+ROUNDING = 1e-6  # Inductor's sine and sum are not ATen's
+Backend = Callable[[fx.GraphModule, list[Any]], Any]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_torch_version():
+    """Tried on 2.13."""
+    major, minor = torch_private.torch_version()
+    assert torch.__version__.startswith(f"{major}.{minor}")
+
+
+def test_check_version():
+    """Tried on 2.13; the refusal is in test_backend.py."""
+    torch_private.check_version()
+
+
+def test_fake_mode_of():
+    """Tried on 2.13."""
+    mode = torch_private.fake_mode_of([])
+    with mode:
+        fake = torch.empty(2)
+    assert torch_private.fake_mode_of([1, torch.ones(1), fake]) is mode
+    assert torch_private.fake_mode_of([torch.ones(1)]) is not mode
+
+
+def sums(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (x.sin() + 1).t(), x.sum()
+
+
+def compiled_sums() -> Callable[..., Any]:
+    """``sums`` compiled for [2, 3], in a fake mode with symbols, as Dynamo's is."""
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        example = torch.empty(2, 3)
+        module = make_fx(sums)(example)
+    return torch_private.compile_region(module, [example])
+
+
+def test_compile_region():
+    """Tried on 2.13: a fake-typed aten graph, called with tensors, returns a list; strides kept."""
+    x = torch.randn(2, 3)
+    result = compiled_sums()(x)
+    assert isinstance(result, list)
+    for found, expected in zip(result, sums(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
+        assert found.stride() == expected.stride()
+
+
+def test_inductor_counts():
+    """Tried on 2.13: a region compiled again is loaded."""
+    before = torch_private.inductor_counts()
+    compiled_sums()
+    compiled_sums()
+    after = torch_private.inductor_counts()
+    assert sum(after.values()) - sum(before.values()) == 2
+    assert after["hits"] > before["hits"]
+
+
+def test_has_cpp_compiler(monkeypatch: pytest.MonkeyPatch):
+    """Tried on 2.13."""
+    from torch._inductor import cpp_builder
+
+    def none() -> str:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
+    assert torch_private.has_cpp_compiler()
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    assert not torch_private.has_cpp_compiler()
+
+
+def test_is_compiled_wrapper():
+    """Tried on 2.13."""
+    model = nn.Linear(2, 2)
+    assert torch_private.is_compiled_wrapper(torch.compile(model))  # type: ignore[arg-type]
+    assert not torch_private.is_compiled_wrapper(model)
+
+
+def test_in_backward():
+    """Tried on 2.13."""
+    seen: list[bool] = []
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda _: seen.append(torch_private.in_backward()))
+    assert not torch_private.in_backward()
+    y.sum().backward()
+    assert seen == [True]
+    assert not torch_private.in_backward()
+
+
+def test_default_store():
+    """Tried on 2.13: one store for all ranks of the default group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        torch_private.default_store().set("zc/test", "value")
+        assert torch_private.default_store().get("zc/test") == b"value"
+    finally:
+        dist.destroy_process_group()
+
+
+PUBLIC = [
+    name
+    for name, value in vars(torch_private).items()
+    if inspect.isfunction(value)
+    and value.__module__ == torch_private.__name__
+    and not name.startswith("_")
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_function_is_tested(name: str):
+    files = Path(__file__).parent.glob("test_torch_private*.py")
+    assert any(f"torch_private.{name}(" in file.read_text(encoding="utf-8") for file in files)
+
+
+def test_nothing_else_imports_private_interfaces():
+    root = Path(torch_private.__file__).parent
+    private = ("torch._d", "torch._f", "torch._i", "torch._s", "torch.distributed._")
+    for path in [*root.rglob("*.py"), *root.parent.joinpath("passes").glob("*.py")]:
+        lines = map(str.lstrip, path.read_text(encoding="utf-8").splitlines())
+        imports = [line for line in lines if line.startswith(("import ", "from "))]
+        if path.name != "torch_private.py":
+            assert not [line for line in imports if any(p in line for p in private)], path
