@@ -22,7 +22,7 @@ from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import value_of
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
-from zc.program.stamps import stamp_of
+from zc.program.stamps import BACKWARD, FORWARD, stamp_of
 from zc.program.types import retype, same_type
 
 aten: Any = torch.ops.aten
@@ -57,6 +57,7 @@ class CleanGraph(Pass):
 class _Outside:
     """What the caller sees: values returned, how often each storage is, and storages written to.
 
+    ``saved`` are storages that backward reads after the caller got forward's outputs (level 1).
     ``moved`` says which storage took the place of one that is gone; types know only later.
     """
 
@@ -64,6 +65,7 @@ class _Outside:
     shared: Counter[int]
     inputs: frozenset[int]
     written: frozenset[int]
+    saved: frozenset[int]
     moved: dict[int, int] = field(default_factory=dict)
 
     @staticmethod
@@ -75,6 +77,7 @@ class _Outside:
             Counter(key for v in returned for key in storages_of(v)),
             frozenset(k for n in program.placeholders() for k in storages_of(n)),
             frozenset(k for n in written for k in storages_of(n)),
+            frozenset(k for n in _saved(program) for k in storages_of(n)),
         )
 
     def may_replace(self, node: fx.Node, simpler: fx.Node) -> bool:
@@ -92,7 +95,8 @@ class _Outside:
             return False
         if not self.shared[old]:
             return True
-        return new not in self.inputs and not self.shared[new] and old_size == new_size
+        own = not self.shared[new] and new not in self.inputs and new not in self.saved
+        return own and old_size == new_size
 
     def replace(self, node: fx.Node, simpler: fx.Node) -> None:
         """Note that ``simpler`` takes the place of ``node``."""
@@ -109,6 +113,13 @@ class _Outside:
         while key in self.moved:
             key = self.moved[key]
         return key, size
+
+
+def _saved(program: Program) -> list[fx.Node]:
+    if program.level != 1:
+        return []
+    forward = [n for n in program.graph.nodes if stamp_of(n).phase == FORWARD]
+    return [n for n in forward if any(stamp_of(user).phase == BACKWARD for user in n.users)]
 
 
 def _simpler(node: fx.Node) -> fx.Node | None:

@@ -23,6 +23,7 @@ from zc.errors import PipelineError
 from zc.program.analysis import dependents, parameter_sources, sink
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor, erase_dead, node_name
+from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import value_of
 from zc.program.packing import pack, unpack
 from zc.program.pass_base import Kind, Pass
@@ -126,6 +127,7 @@ def gather_again(edit: Editor, kept: set[str]) -> None:
             if source in sources and not sources[source] <= kept:
                 again = _copy_chain(edit, source, node, sources, kept, copies)
                 node.replace_input_with(source, again)
+    erase_dead(edit.graph, list(sources))
 
 
 def _copy_chain(
@@ -161,9 +163,18 @@ def _copy_chain(
 
 
 def move_to_end(graph: fx.Graph, grads: set[fx.Node]) -> None:
-    """Put gradient reductions, and all that reads them, behind everything else."""
+    """Put gradient reductions, and all that reads them, behind everything else.
+
+    Where what they read is written to meanwhile, they stay where they are.
+    """
     (output,) = graph.find_nodes(op="output")
-    for node in dependents(graph, grads):
+    late = dependents(graph, grads)
+    moved = set(late)
+    writes = [n for n in graph.nodes if n not in moved and written_operands(n)]
+    written = {k for n in writes for value in written_operands(n) for k in storages_of(value)}
+    if any(k in written for n in late for s in n.all_input_nodes for k in storages_of(s)):
+        return
+    for node in late:
         output.prepend(node)
 
 

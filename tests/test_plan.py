@@ -25,19 +25,21 @@ ADVICE = (
 )
 
 
+STORE = object()
+
+
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """``ranks(call, call)``: what each call, on a rank of its own, raises; one store for all."""
     store, here = dist.HashStore(), threading.local()
     monkeypatch.setattr(plan, "AGREE_SECONDS", 0.3)
-    monkeypatch.setattr(plan, "_functions", {})
+    monkeypatch.setattr(plan, "_known", plan._Known())
     monkeypatch.setattr(torch_private, "default_store", lambda: store)
     monkeypatch.setattr(dist, "get_rank", lambda *_: here.rank)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_backend", lambda *_: "gloo")
 
     def run(*calls: Callable[[], Any]) -> list[str]:
-        monkeypatch.setattr(dist, "get_world_size", lambda *_: max(2, len(calls)))
         messages = [""] * len(calls)
 
         def work(rank: int) -> None:
@@ -57,13 +59,13 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return run
 
 
-def compare(lines: list[str], *, recompile: bool = False) -> Callable[[], None]:
-    return lambda: plan._compare("zc/plan/f#0/0", lines, "f.py:1 f", recompile=recompile)
+def compare(lines: list[str], *, world: int = 2, recompile: bool = False) -> Callable[[], None]:
+    return lambda: plan._compare("zc/plan/f#0/0", lines, "f.py:1 f", world, recompile=recompile)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_same_plan(ranks: Callable[..., list[str]], world: int):
-    assert ranks(*[compare(ONE)] * world) == [""] * world
+    assert ranks(*[compare(ONE, world=world)] * world) == [""] * world
 
 
 def test_different_plans_are_refused_on_every_rank(ranks: Callable[..., list[str]]):
@@ -112,11 +114,15 @@ def program(rows: int = 16, name: str = "f.py:1 f", *, training: bool = True) ->
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """Key and kind of every comparison that ``agree`` asks for."""
     found: list[tuple[str, bool]] = []
-    monkeypatch.setattr(plan, "_functions", {})
+    monkeypatch.setattr(plan, "_known", plan._Known())
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_backend", lambda *_: "gloo")
 
-    def note(key: str, lines: list[str], name: str, *, recompile: bool) -> None:
+    monkeypatch.setattr(torch_private, "default_store", lambda: STORE)
+    monkeypatch.setattr(plan, "group_of", lambda axis: axis)
+    monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [0, 1])
+
+    def note(key: str, lines: list[str], name: str, world: int, *, recompile: bool) -> None:
         found.append((key, recompile))
 
     monkeypatch.setattr(plan, "_compare", note)
@@ -127,28 +133,28 @@ def test_a_recompile_with_the_same_plan_is_not_compared(compared: list[tuple[str
     weight = torch.ones(2)
     for _ in range(2):
         plan.agree(program(), [weight])
-    assert compared == [("zc/plan/f.py:1 f/train#0/0", False)]
+    assert compared == [("zc/plan/f.py:1 f/train/[0, 1]#0/0", False)]
 
 
 def test_a_recompile_with_another_plan_is(compared: list[tuple[str, bool]]):
     weight = torch.ones(2)
     plan.agree(program(16), [weight])
     plan.agree(program(32), [weight])
-    assert compared[1:] == [("zc/plan/f.py:1 f/train#0/1", True)]
+    assert compared[1:] == [("zc/plan/f.py:1 f/train/[0, 1]#0/1", True)]
 
 
 def test_two_models_of_one_class_have_their_own_plans(compared: list[tuple[str, bool]]):
     one, other = torch.ones(2), torch.ones(2)
     plan.agree(program(16), [one])
     plan.agree(program(32), [other])
-    assert compared[1:] == [("zc/plan/f.py:1 f/train#1/0", False)]
+    assert compared[1:] == [("zc/plan/f.py:1 f/train/[0, 1]#1/0", False)]
 
 
 def test_training_and_inference_have_their_own_plans(compared: list[tuple[str, bool]]):
     weight = torch.ones(2)
     plan.agree(program(16), [weight])
     plan.agree(program(32, training=False), [weight])
-    assert compared[1:] == [("zc/plan/f.py:1 f/infer#0/0", False)]
+    assert compared[1:] == [("zc/plan/f.py:1 f/infer/[0, 1]#0/0", False)]
 
 
 def test_a_program_without_communication_needs_no_agreement(compared: list[tuple[str, bool]]):

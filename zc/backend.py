@@ -1,7 +1,6 @@
 """The ``zero`` backend of ``torch.compile``: capture, passes, verification and execution."""
 
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +32,6 @@ from zc.state.averaged import mark_averaged
 _SAVED = Output("user", "saved")
 
 torch_private.check_version()
-torch_private.configure_dynamo()
 
 
 def zero(
@@ -89,7 +87,7 @@ class Compilation:
         self._arguments = arguments
         self._mesh = mesh
         self._name = name
-        self._parameters = tuple(weakref.ref(p) for p in parameters)
+        self._parameters = list(parameters)  # until the program is ready
         self._executor = "interpret"
         self._program: Program | None = None
 
@@ -138,12 +136,17 @@ class Compilation:
         self._executor = pipeline.executor
         instruments = dump_instruments(self._settings.dump, pipeline)
         run_passes(program, pipeline, instruments, verify=self._settings.verify)
-        params = [p for ref in self._parameters if (p := ref()) is not None]
-        plan.agree(program, params)
-        if program.training and self._mesh.size(DEFAULT_AXIS) > 1 and not sharded:
-            mark_averaged(p for p in params if p.requires_grad)
-        current_session().finished(program)
+        session = current_session()
+        if session.runs:
+            self._prepare_run(program, sharded)
+        session.finished(program)
+        self._parameters.clear()
         return program
+
+    def _prepare_run(self, program: Program, sharded: bool) -> None:
+        plan.agree(program, self._parameters)
+        if program.training and self._mesh.size(DEFAULT_AXIS) > 1 and not sharded:
+            mark_averaged(p for p in self._parameters if p.requires_grad)
 
 
 def _has_external_graph(example_inputs: Sequence[Any]) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from zc import torch_private
 from zc.backend import zero
 from zc.capture.session import Captured, capture_session
 from zc.errors import CaptureError, ZcError
@@ -34,6 +35,7 @@ def capture(
     Raises:
         CaptureError: when Dynamo finds nothing to compile.
     """
+    torch_private.configure_dynamo()
     pipeline = passes or PassPipeline("logical", "interpret", ())
     chosen = (options or {}) | {"passes": pipeline}
 

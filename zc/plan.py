@@ -8,15 +8,16 @@ start.
 """
 
 import time
-import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from zc import torch_private
+from zc.comm.groups import group_of
 from zc.errors import PlanError
 from zc.program.program import Program
 from zc.verify.agreement import communication_plan
@@ -27,19 +28,26 @@ POLL_SECONDS = 0.01
 
 @dataclass
 class _Function:
-    """One function of one model: the parameters it reads and the plans it has had."""
+    """One function of one model: tokens of the parameters it reads and the plans it has had."""
 
     key: str
-    params: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
+    params: list[object] = field(default_factory=list)
     plans: list[str] = field(default_factory=list)
 
-    def reads(self, params: Sequence[torch.Tensor]) -> bool:
-        """Whether one of ``params`` is a parameter of this function, still alive."""
-        known = {id(p) for ref in self.params if (p := ref()) is not None}
-        return any(id(param) in known for param in params)
+    def reads(self, tokens: Sequence[object]) -> bool:
+        """Whether one of ``tokens`` stands for a parameter of this function."""
+        return any(token is known for token in tokens for known in self.params)
 
 
-_functions: dict[str, list[_Function]] = {}
+@dataclass
+class _Known:
+    """What has been agreed through one store: a new process group agrees anew."""
+
+    store: Any = None
+    functions: dict[str, list[_Function]] = field(default_factory=dict)
+
+
+_known = _Known()
 
 
 def agree(program: Program, params: Sequence[torch.Tensor]) -> None:
@@ -54,36 +62,50 @@ def agree(program: Program, params: Sequence[torch.Tensor]) -> None:
     """
     if not dist.is_initialized() or dist.get_backend() == "fake":
         return
-    lines = [str(entry) for entry in communication_plan(program)]
-    function = _find(program, params)
-    text = "\n".join(lines)
-    if not lines or text in function.plans:
+    plan = communication_plan(program)
+    if not plan:
         return
-    function.params += [weakref.ref(p) for p in params]
+    lines = [str(entry) for entry in plan]
+    ranks = sorted({r for e in plan for r in dist.get_process_group_ranks(group_of(e.axis))})
+    tokens = [_token(param) for param in params]
+    function = _find(program, tokens, ranks)
+    text = "\n".join(lines)
+    if text in function.plans:
+        return
+    function.params += tokens
     function.plans.append(text)
     number = len(function.plans) - 1
-    _compare(f"{function.key}/{number}", lines, program.name, recompile=number > 0)
+    _compare(f"{function.key}/{number}", lines, program.name, len(ranks), recompile=number > 0)
 
 
-def _find(program: Program, params: Sequence[torch.Tensor]) -> _Function:
-    base = f"zc/plan/{program.name}/{'train' if program.training else 'infer'}"
-    known = _functions.setdefault(base, [])
-    for function in known:
-        if function.reads(params):
+def _token(param: torch.Tensor) -> object:
+    """An object that stands for ``param``: weak references would keep ``model.to`` from working."""
+    return vars(param).setdefault("_zc_plan_token", object())
+
+
+def _find(program: Program, tokens: Sequence[object], ranks: list[int]) -> _Function:
+    store = torch_private.default_store()
+    if store is not _known.store:
+        _known.store, _known.functions = store, {}
+    kind = "train" if program.training else "infer"
+    base = f"zc/plan/{program.name}/{kind}/{ranks}"
+    functions = _known.functions.setdefault(base, [])
+    for function in functions:
+        if function.reads(tokens) or not (tokens or function.params):
             return function
-    function = _Function(f"{base}#{len(known)}")
-    known.append(function)
+    function = _Function(f"{base}#{len(functions)}")
+    functions.append(function)
     return function
 
 
-def _compare(key: str, lines: list[str], name: str, *, recompile: bool) -> None:
+def _compare(key: str, lines: list[str], name: str, world: int, *, recompile: bool) -> None:
     """Publish this rank's plan and wait, for a bounded time, until all ranks have published one.
 
     A rank that is late with the first plan is waited for by the first collective instead; one that
     does not recompile when this rank does would never start that collective.
     """
     store = torch_private.default_store()
-    world, rank = dist.get_world_size(), dist.get_rank()
+    rank = dist.get_rank()
     packed = zlib.compress("\n".join([str(rank), *lines]).encode()).hex()
     first = _unpack(store.compare_set(key, "", packed).decode())
     if first[1:] != lines:

@@ -28,7 +28,12 @@ def torch_version() -> tuple[int, int]:
 
 
 def configure_dynamo() -> None:
-    """Let Dynamo trace recurrent modules; by default it leaves their whole frame to eager code."""
+    """Let Dynamo trace recurrent modules; by default it leaves their whole frame to eager code.
+
+    Unlike the settings of ``trace_again_if_needed`` this one cannot wait: where it is off, the
+    frame is skipped before any backend sees it. It is set when ``backend="zero"`` is first looked
+    up.
+    """
     torch._dynamo.config.allow_rnn = True
 
 
@@ -42,14 +47,14 @@ _ON_DEMAND = {
     "Unsupported Tensor.backward() call": "trace_autograd_ops",
     "using `torch.autograd.grad` with": "trace_autograd_ops",
 }
-_retracing: set[str] = set()
+_retracing: dict[str, Any] = {}  # settings that are on for now, and their values before
 
 
 def trace_again_if_needed(graph_module: fx.GraphModule, external_graph: bool) -> None:
     """Trace the current frame again if it broke where Dynamo needs a setting that is off.
 
-    The settings (``trace_autograd_ops``, ``allow_rnn``) are on for that one frame only, so
-    functions compiled by other backends never see them. With ``external_graph``, when a
+    The setting (``trace_autograd_ops``) is on for that one frame only, so functions compiled by
+    other backends never see it. With ``external_graph``, when a
     differentiable input comes from outside the frame, ``backward()`` stays eager: Dynamo would
     trace it without that input's own graph, and with no leaf in the frame it would drop it.
     """
@@ -58,13 +63,14 @@ def trace_again_if_needed(graph_module: fx.GraphModule, external_graph: bool) ->
     wanted = {option for words, option in _ON_DEMAND.items() if words in text}
     if external_graph:
         wanted.discard("trace_autograd_ops")
-    if wanted <= _retracing:
+    wanted -= _retracing.keys()
+    if not wanted:
         return
-    for option in wanted - _retracing:
-        setattr(torch._dynamo.config, option, True)
     if not _retracing:
         torch._dynamo.callback.on_compile_end(_compile_ended)
-    _retracing.update(wanted)
+    for option in wanted:
+        _retracing[option] = getattr(torch._dynamo.config, option)
+        setattr(torch._dynamo.config, option, True)
     raise _TraceAgain(restart_reason=f"zc needs {', '.join(sorted(wanted))}")
 
 
@@ -76,8 +82,8 @@ def _compile_ended(_: Any) -> None:
 
 
 def _restore_settings() -> None:
-    for option in _retracing:
-        setattr(torch._dynamo.config, option, False)
+    for option, before in _retracing.items():
+        setattr(torch._dynamo.config, option, before)
     _retracing.clear()
 
 
@@ -85,11 +91,6 @@ def backward_outside(graph_module: fx.GraphModule) -> bool:
     """Whether this frame broke because the loss it returns has lost its graph to ``backward()``."""
     reason = getattr(graph_module, "compile_subgraph_reason", None)
     return reason is not None and "consumed returned tensor" in reason.reason
-
-
-def graph_break_reasons() -> list[str]:
-    """Why Dynamo has split functions so far in this process."""
-    return list(torch._dynamo.utils.counters["graph_break"])
 
 
 def compile_for_autograd(
@@ -195,14 +196,6 @@ def dynamo_input_index(placeholder: fx.Node) -> int | None:
 def is_tangent(placeholder: fx.Node) -> bool:
     """Whether an AOTAutograd placeholder is the gradient of an output."""
     return type(_innermost(placeholder.meta.get("desc"))).__name__ == "TangentAOTInput"
-
-
-def output_gradient_of(description: Any) -> int | None:
-    """Index of the Dynamo argument whose gradient an AOTAutograd output is, if it is one."""
-    inner = _innermost(description)
-    if type(inner).__name__ != "GradAOTOutput":
-        return None
-    return getattr(_innermost(inner.grad_of), "idx", None)
 
 
 def _innermost(description: Any) -> Any:

@@ -63,8 +63,9 @@ ERRORS: dict[str, tuple[Callable[[Program], None], str]] = {
     ),
     "a gradient of no parameter": (
         gradient_of_nothing,
-        "a gradient leads to no parameter of this program; parameters inside torch.cond or other "
-        "higher-order ops are not supported: move them outside",
+        "a parameter is read, or its gradient comes out, where capture cannot tell which one it "
+        "is; parameters inside torch.cond or other higher-order ops are not supported: move them "
+        "outside",
     ),
     "parameters of another mesh": (
         another_mesh,

@@ -18,6 +18,7 @@ from zc import torch_private
 from zc.comm.groups import DEFAULT_AXIS
 from zc.program.mesh import Mesh
 from zc.state.markers import PARAM
+from zc.state.spec import spec_of
 
 _STEP = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]|\.(\w+)|\['(\w+)'\]")
 _PARAM_OPS = (PARAM, torch.ops.zc.param)
@@ -37,6 +38,7 @@ class Argument:
     name: str
     sharded: bool = False
     trainable: bool = False
+    ties: tuple[str, ...] = ()
 
 
 def describe_arguments(graph: fx.Graph, examples: Sequence[Any]) -> list[Argument]:
@@ -55,8 +57,14 @@ def describe_arguments(graph: fx.Graph, examples: Sequence[Any]) -> list[Argumen
             taken.add(name)
         sharded = isinstance(example, DTensor)
         trainable = isinstance(example, torch.Tensor) and example.requires_grad
-        found.append(Argument(index, kind, name, sharded, trainable))
+        ties = _further_names(example, name) if kind == "param" else ()
+        found.append(Argument(index, kind, name, sharded, trainable, ties))
     return found
+
+
+def _further_names(param: torch.Tensor, name: str) -> tuple[str, ...]:
+    spec = spec_of(param)
+    return () if spec is None else tuple(other for other in spec.names if other != name)
 
 
 def qualified_name(expression: str) -> str:
@@ -100,7 +108,7 @@ def mark_plain_parameters(
     for argument, node, example in zip(arguments, placeholders, examples, strict=True):
         if argument.kind != "param" or argument.sharded or not argument.trainable:
             continue
-        users = [u for u in node.users if u in reads and u.target not in _PARAM_OPS]
+        users = [u for u in node.users if u in reads and not _keeps_parameter(u, node)]
         if not users:
             continue
         with module.graph.inserting_before(placeholders[-1].next):
@@ -130,10 +138,17 @@ def _differentiable_reads(graph: fx.Graph) -> set[fx.Node]:
     for node in graph.nodes:
         if node.target is torch._C._set_grad_enabled:
             recording = bool(node.args[0])
-        writes = node.op == "call_method" and str(node.target).endswith("_")
-        if recording and not writes and node.target is not torch.autograd.grad:
+        if recording and node.target is not torch.autograd.grad:
             reads.add(node)
     return reads
+
+
+def _keeps_parameter(user: fx.Node, param: fx.Node) -> bool:
+    """Whether ``user`` is a marker already, or writes to ``param`` itself, not only reads it."""
+    if user.target in _PARAM_OPS:
+        return True
+    in_place = user.op == "call_method" and str(user.target).endswith("_")
+    return in_place and user.args[0] is param
 
 
 def _origin(marker: fx.Node) -> fx.Node | None:

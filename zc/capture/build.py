@@ -8,8 +8,9 @@ Phases and sources are stamped, parameters named and read once, every gradient r
 randomness made explicit, and all types derived anew, so that passes may trust them.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +21,17 @@ from zc.capture import checkpointing, markers_merge, randomness, user_collective
 from zc.capture.arguments import Argument
 from zc.capture.provenance import stamp_captured
 from zc.errors import CaptureError
+from zc.program.analysis import parameter_sources
+from zc.program.collectives import hint
 from zc.program.edit import node_name
 from zc.program.mesh import Mesh
 from zc.program.nodes import input_of, set_input, value_of
 from zc.program.printer import print_node
 from zc.program.program import Program
-from zc.program.tables import Input, InputKind, Output, Param
+from zc.program.stamps import BACKWARD, FORWARD, stamp_of
+from zc.program.tables import Input, InputKind, Output, OutputKind, Param
 from zc.program.types import derive, retype
-from zc.state.markers import PARAM, layout_from_args
+from zc.state.markers import GRAD, PARAM, layout_from_args
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,6 @@ class Traced:
     mesh: Mesh
     name: str
     forward_outputs: int | None = None
-    ties: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def build_program(traced: Traced) -> Program:
@@ -73,7 +76,7 @@ def build_program(traced: Traced) -> Program:
     _fill_params(program, traced)
     markers_merge.canonicalize(program)
     user_collectives.adopt(program)
-    _describe_outputs(program, traced.arguments)
+    _describe_outputs(program)
     _name_inputs(program)
     randomness.make_explicit(program)
     checkpointing.recompute_tagged(program)
@@ -125,7 +128,7 @@ def _fill_params(program: Program, traced: Traced) -> None:
     marked = {n.args[7]: n for n in program.graph.find_nodes(op="call_function", target=PARAM)}
     for node in program.placeholders("param"):
         name = input_of(node).subject
-        argument = next(a for a in traced.arguments if a.name == name)
+        argument = next(a for a in traced.arguments if a.kind == "param" and a.name == name)
         marker = marked.get(argument.index)
         value = value_of(node)
         dtype, reduce_dtype = value.dtype, value.dtype
@@ -143,31 +146,24 @@ def _fill_params(program: Program, traced: Traced) -> None:
             layouts={layout.axis: layout},
             trainable=argument.trainable,
             managed=argument.sharded,
-            ties=traced.ties.get(name, ()),
+            ties=argument.ties,
         )
 
 
-def _describe_outputs(program: Program, arguments: Sequence[Argument]) -> None:
-    output = program.output_node()
-    descriptions = output.meta.get("desc") or [None] * len(program.output_values())
-    reduced = markers_merge.local_gradients(program)
+def _describe_outputs(program: Program) -> None:
+    """Say of each output what becomes of it; gradients the user changed are the user's values."""
     program.outputs = []
     for i, value in enumerate(program.output_values()):
-        source = torch_private.output_gradient_of(descriptions[i])
         forward = i < program.forward_outputs or program.level == 2 or not program.training
-        phase = "forward" if forward else "backward"
-        kind, subject = "user", ""
+        kind: OutputKind = "user"
+        subject = ""
         if value is None:
             kind = "none"
-        elif not isinstance(value, fx.Node):
-            kind = "user"
-        elif not isinstance(value_of(value), torch.Tensor):
+        elif isinstance(value, fx.Node) and not isinstance(value_of(value), torch.Tensor):
             kind = "opaque"
-        elif source is not None and arguments[source].name in program.params:
-            kind, subject = "grad", arguments[source].name
-        elif value in reduced:
-            kind, subject = "grad", reduced[value]
-        program.outputs.append(Output(kind, subject, phase))  # type: ignore[arg-type]
+        elif isinstance(value, fx.Node) and value.target is GRAD:
+            kind, subject = "grad", stamp_of(value).param
+        program.outputs.append(Output(kind, subject, FORWARD if forward else BACKWARD))
 
 
 def _name_inputs(program: Program) -> None:
@@ -181,16 +177,13 @@ def _name_inputs(program: Program) -> None:
 
 
 def _keep(node: fx.Node) -> bool:
-    """What dead-code elimination must keep: inputs, the output, and what writes."""
-    if node.op in ("placeholder", "output"):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
+    """What dead-code elimination must keep: inputs, the output, what writes or asserts."""
+    return node.op in ("placeholder", "output") or node.is_impure()
 
 
 def _retype(program: Program) -> None:
     for node in program.placeholders():
-        if input_of(node).kind in ("param", "grad"):
+        if input_of(node).kind == "param":
             param = program.params.get(input_of(node).subject)
             if param is not None and tuple(value_of(node).shape) != param.layout.storage_shape:
                 with program.fake_mode:
@@ -217,21 +210,17 @@ def _first_failing(program: Program) -> fx.Node | None:
 
 
 def _refuse_leaking_parameters(program: Program) -> None:
-    """A sharded parameter's full value must not be an output: it would stay gathered outside."""
-    full = {
-        value_of(n).untyped_storage()._cdata: n
-        for n in program.graph.find_nodes(op="call_function", target=PARAM)
-        if not program.params[input_of(n.args[0]).subject].layout.replicated
-    }
+    """A sharded parameter's full value, or its cast, must not leave: it would stay gathered."""
+    sources = parameter_sources(program.graph)
     for value, info in zip(program.output_values(), program.outputs, strict=True):
         if info.kind != "user" or not isinstance(value, fx.Node):
             continue
-        if not isinstance(value_of(value), torch.Tensor):
+        params = [program.params[name] for name in sorted(sources.get(value, ()))]
+        size = hint(value_of(value).numel()) if params else 0
+        whole = [p for p in params if not p.layout.replicated and size >= math.prod(p.shape)]
+        if not whole:
             continue
-        marker = full.get(value_of(value).untyped_storage()._cdata)
-        if marker is None:
-            continue
-        name = input_of(marker.args[0]).subject
+        name = whole[0].name
         raise CaptureError(
             f"parameter '{name}' is read in {program.name} and its full value leaves this compiled "
             f"piece (a graph break lies between the read and its use, or the function returns it); "

@@ -13,13 +13,16 @@ from zc.errors import CaptureError
 from zc.program.edit import Editor, erase_dead
 from zc.program.nodes import input_of, value_of
 from zc.program.program import Program
-from zc.program.stamps import restamp
+from zc.program.stamps import restamp, stamp_of
 from zc.state.markers import GRAD, PARAM
 
 aten: Any = torch.ops.aten
 _ALIASES = (aten.view.default, aten.alias.default, aten.detach.default, aten._unsafe_view.default)
-_LOCAL_OPS = (*_ALIASES, aten.copy.default, aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor,
-              aten.clone.default, aten.copy_.default, aten.div.Tensor)  # fmt: skip
+_EMPTY = (aten.empty_like.default, aten.empty.memory_format, aten.empty_strided.default)
+_UNKNOWN = (
+    "a parameter is read, or its gradient comes out, where capture cannot tell which one it is; "
+    "parameters inside torch.cond or other higher-order ops are not supported: move them outside"
+)
 
 
 def canonicalize(program: Program) -> None:
@@ -32,20 +35,6 @@ def canonicalize(program: Program) -> None:
     _merge_reads(program)
     _merge_gradients(program)
     _check_mesh(program)
-
-
-def local_gradients(program: Program) -> dict[fx.Node, str]:
-    """The values of shard shape that are computed from a reduced gradient, with the parameter."""
-    names = _names(program)
-    found: dict[fx.Node, str] = {}
-    for node in program.graph.nodes:
-        if node.target is GRAD:
-            found[node] = names[node.args[8]]
-        elif node.target in _LOCAL_OPS:
-            sources = [found[s] for s in node.all_input_nodes if s in found]
-            if sources:
-                found[node] = sources[0]
-    return found
 
 
 def _names(program: Program) -> dict[int, str]:
@@ -66,6 +55,8 @@ def _merge_reads(program: Program) -> None:
                 f"marker {node.format_node()} reads something other than a parameter; parameters "
                 f"must be attributes of modules that zc.shard converted"
             )
+        if node.args[7] == -1:
+            raise CaptureError(_UNKNOWN)
         if source in first:
             node.replace_all_uses_with(first[source])
             program.graph.erase_node(node)
@@ -90,20 +81,47 @@ def _merge_gradients(program: Program) -> None:
     for node in program.graph.find_nodes(op="call_function", target=GRAD):
         name = names.get(node.args[8])
         if name is None:
-            raise CaptureError(
-                "a gradient leads to no parameter of this program; parameters inside "
-                "torch.cond or other higher-order ops are not supported: move them outside"
-            )
-        storage = list(program.params[name].layout.storage_shape)
-        local = node.args[1]
-        node.args = (node.args[0], storage, *node.args[2:])
+            raise CaptureError(_UNKNOWN)
         restamp(node, param=name)
         for user in list(node.users):
-            if user.target in _ALIASES and list(value_of(user).shape) == list(local):  # type: ignore
+            local: Any = node.args[1]
+            if user.target in _ALIASES and list(value_of(user).shape) == list(local):
                 user.replace_all_uses_with(node)
                 program.graph.erase_node(user)
     for node in list(program.graph.find_nodes(op="call_function", target=aten.add.Tensor)):
         _merge_sum(program, node)
+    for node in program.graph.find_nodes(op="call_function", target=GRAD):
+        _localize(program, node)
+
+
+def _localize(program: Program, grad: fx.Node) -> None:
+    """Make ``grad`` return padded storage; the user's own nodes read this rank's part of it.
+
+    Autograd's copy into a fresh ``.grad`` is dropped: what a reduction returns is fresh already.
+    """
+    layout = program.params[stamp_of(grad).param].layout
+    local: Any = grad.args[1]
+    grad.args = (grad.args[0], list(layout.storage_shape), *grad.args[2:])
+    for user in list(grad.users):
+        if layout.world > 1 and _fills_fresh(user, grad):
+            user.replace_all_uses_with(grad)
+            erase_dead(program.graph, [user])
+    readers = [user for user in grad.users if user.op == "call_function"]
+    if not layout.padded or not readers:
+        return
+    edit = Editor(program, program.graph, made_by="capture")
+    strides = torch.empty(list(local), device="meta").stride()
+    with edit.after(grad, param=stamp_of(grad).param):
+        part = edit.call(aten.as_strided.default, grad, list(local), list(strides), 0)
+    for reader in readers:
+        reader.replace_input_with(grad, part)
+
+
+def _fills_fresh(user: fx.Node, grad: fx.Node) -> bool:
+    if user.target is not aten.copy.default or user.args[1] is not grad:
+        return False
+    target = user.args[0]
+    return isinstance(target, fx.Node) and target.target in _EMPTY
 
 
 def _merge_sum(program: Program, total: fx.Node) -> None:

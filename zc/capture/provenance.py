@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from zc import torch_private
-from zc.program.nodes import value_of
+from zc.program.nodes import input_of, value_of
 from zc.program.stamps import BACKWARD, FORWARD, Stamp, set_stamp, stamp_of
 
 _TORCH = torch.__file__.removesuffix("__init__.py")
@@ -19,8 +19,9 @@ _MODULE = re.compile(r"_modules\['([^']+)'\]|\.(\w+)")
 def stamp_captured(graph: fx.Graph) -> None:
     """Stamp every node of a captured graph.
 
-    Autograd's nodes are backward, and so is whatever reads one, or serves only such nodes and was
-    traced behind the first of them (buffers that gradients are copied into).
+    Autograd's nodes are backward, and so is whatever reads one or a tangent (the backward of the
+    user's own ``autograd.Function``), or serves only such nodes and was traced behind the first of
+    them (buffers that gradients are copied into).
     """
     seen_backward = False
     for node in graph.nodes:
@@ -42,7 +43,13 @@ def _is_backward(node: fx.Node) -> bool:
         return stamp_of(node.all_input_nodes[0]).phase == BACKWARD
     if torch_private.is_backward(node) and not _is_number(node):
         return True
-    return any(stamp_of(source).phase == BACKWARD for source in node.all_input_nodes)
+    return any(_is_late(source) for source in node.all_input_nodes)
+
+
+def _is_late(source: fx.Node) -> bool:
+    if source.op == "placeholder":
+        return input_of(source).kind == "tangent"
+    return stamp_of(source).phase == BACKWARD
 
 
 def _is_number(node: fx.Node) -> bool:

@@ -51,7 +51,17 @@ class _Draw:
         wanted = tensors_of(self.node)[0]
         real = wanted.dtype.is_floating_point or op is RANDINT
         dtype = wanted.dtype if real else torch.float32
-        return self.call(op, self.seed, self.offset, *bounds, self._size(), dtype, wanted.device)
+        return self._draw(op, *bounds, dtype)
+
+    def chances(self) -> fx.Node:
+        """Uniform numbers to compare with a probability: those of bf16 come in steps of 1/256."""
+        dtype = tensors_of(self.node)[0].dtype
+        return self._draw(UNIFORM, torch.float64 if dtype == torch.float64 else torch.float32)
+
+    def _draw(self, op: Any, *bounds_and_dtype: Any) -> fx.Node:
+        *bounds, dtype = bounds_and_dtype
+        device = tensors_of(self.node)[0].device
+        return self.call(op, self.seed, self.offset, *bounds, self._size(), dtype, device)
 
     def _size(self) -> list[Any]:
         if "size" in self.given:
@@ -107,7 +117,7 @@ def _dropout(draw: _Draw) -> None:
     source, p = draw.given["input"], draw.given["p"]
     results: list[Any] = [source, None]
     if draw.given.get("train") is not False and p:
-        keep = draw.call(aten.ge.Scalar, draw.numbers(UNIFORM), p)
+        keep = draw.call(aten.ge.Scalar, draw.chances(), p)
         scale = 0.0 if p == 1 else 1.0 / (1.0 - p)
         kept = draw.call(aten.mul.Tensor, source, keep)
         results = [draw.call(aten.mul.Tensor, kept, scale), keep]
@@ -119,7 +129,7 @@ def _dropout(draw: _Draw) -> None:
 
 
 def _bernoulli(draw: _Draw) -> None:
-    uniform = draw.numbers(UNIFORM)
+    uniform = draw.chances()
     if "p" in draw.given:
         below = draw.call(aten.lt.Scalar, uniform, draw.given["p"])
     else:

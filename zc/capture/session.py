@@ -18,6 +18,8 @@ class Captured(BaseException):
 class Session:
     """Programs run."""
 
+    runs = True
+
     def finished(self, program: Program) -> None:
         """Called with every program after its passes."""
 
@@ -37,7 +39,9 @@ class Session:
 
 
 class CaptureSession(Session):
-    """Programs are collected; nothing is compiled or run."""
+    """Programs are collected; nothing is compiled or run, and no other rank is asked."""
+
+    runs = False
 
     def __init__(self) -> None:
         self.programs: list[Program] = []

@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 _GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # before 2.13
 _SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_KINDS = {"avg": dist.ReduceOp.AVG, "sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX,
+          "min": dist.ReduceOp.MIN, "product": dist.ReduceOp.PRODUCT}  # fmt: skip
 
 
 @dataclass
@@ -77,15 +79,14 @@ def all_gather(shard: torch.Tensor, group: dist.ProcessGroup) -> Pending:
 
 
 def reduce_scatter(full: torch.Tensor, group: dist.ProcessGroup, op: str = "avg") -> Pending:
-    """This rank's block along dimension 0 of the sum or average over ranks: ``[d0 / N, ...]``."""
+    """This rank's block along dimension 0 of the reduction over ranks: ``[d0 / N, ...]``."""
     n = group.size()
     first, *rest = full.shape
     full = full.contiguous()
     METER.add("reduce_scatter", _nbytes(full) * (n - 1) // n)
-    if not _ordered(group):
+    if not _ordered(group) or op not in ("avg", "sum"):
         block = full.new_empty((first // n, *rest))
-        kind = dist.ReduceOp.AVG if op == "avg" else dist.ReduceOp.SUM
-        work = _SCATTER(block, full, kind, group=group, async_op=True)
+        work = _SCATTER(block, full, _KINDS[op], group=group, async_op=True)
         keep = [full]
         return Pending(work, lambda: (keep.clear(), block)[1])
     blocks = torch.empty_like(full)
@@ -135,9 +136,7 @@ def sum_in_rank_order(blocks: list[torch.Tensor], op: str) -> torch.Tensor:
 
 def _native_all_reduce(full: torch.Tensor, group: dist.ProcessGroup, op: str) -> Pending:
     result = full.clone(memory_format=torch.contiguous_format)
-    kinds = {"avg": dist.ReduceOp.AVG, "sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX,
-             "min": dist.ReduceOp.MIN, "product": dist.ReduceOp.PRODUCT}  # fmt: skip
-    work = dist.all_reduce(result, kinds[op], group=group, async_op=True)
+    work = dist.all_reduce(result, _KINDS[op], group=group, async_op=True)
     return Pending(work, lambda: result)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import input_of
 from zc.program.stamps import FORWARD, stamp_of
 
@@ -38,15 +39,17 @@ def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
 def sink(graph: fx.Graph, nodes: set[fx.Node]) -> None:
     """Move each of ``nodes`` down to just before its first user, keeping their order valid.
 
-    Linear in the graph: nodes are taken from the end, so users are where they will stay; those
-    that land before one anchor are stacked upwards in front of it.
+    What reads a storage that the graph writes to stays where it is. Linear in the graph: nodes are
+    taken from the end, so users are where they will stay; those that land before one anchor are
+    stacked upwards in front of it.
     """
     order: dict[fx.Node, tuple[int, int]] = {n: (i, 0) for i, n in enumerate(graph.nodes)}
     anchor_of: dict[fx.Node, fx.Node] = {}
     head: dict[fx.Node, fx.Node] = {}
+    written = written_storages(graph)
     nodes_upwards: list[fx.Node] = list(graph.nodes)[::-1]
     for count, node in enumerate(nodes_upwards):
-        if node not in nodes or not node.users:
+        if node not in nodes or not node.users or _reads(node, written):
             continue
         first = min(node.users, key=order.__getitem__)
         anchor = anchor_of.get(first, first)
@@ -54,6 +57,15 @@ def sink(graph: fx.Graph, nodes: set[fx.Node]) -> None:
         head[anchor] = node
         anchor_of[node] = anchor
         order[node] = (order[anchor][0], -count)
+
+
+def written_storages(graph: fx.Graph) -> set[int]:
+    """Identities of the storages that some node of ``graph`` writes to."""
+    return {k for n in graph.nodes for value in written_operands(n) for k in storages_of(value)}
+
+
+def _reads(node: fx.Node, storages: set[int]) -> bool:
+    return any(k in storages for source in node.all_input_nodes for k in storages_of(source))
 
 
 def dependents(graph: fx.Graph, roots: set[fx.Node]) -> list[fx.Node]:

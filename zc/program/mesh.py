@@ -1,6 +1,6 @@
 """A mesh as data: axis names and sizes, never process groups.
 
-Ranks, devices and groups are bound when a program is loaded for execution (``zc.run.binding``), so
+Ranks, devices and groups are bound when a program is loaded for execution (``zc.comm.groups``), so
 a program for 1,024 ranks is built, verified and printed on a laptop.
 """
 

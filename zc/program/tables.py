@@ -3,7 +3,7 @@
 The table of collectives is derived from the graph, see ``zc.program.collectives``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -81,11 +81,3 @@ class Output:
     kind: OutputKind
     subject: str = ""
     phase: str = "forward"
-
-
-@dataclass
-class Tables:
-    """Parameters and state of a program by name, in the order of capture."""
-
-    params: dict[str, Param] = field(default_factory=dict)
-    state: dict[str, State] = field(default_factory=dict)

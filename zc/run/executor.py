@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
 from zc.comm.groups import rank_on
@@ -71,7 +70,7 @@ def _bind_input(program: Program, node: fx.Node) -> list[Step]:
 
 
 def _param_of(program: Program, node: fx.Node) -> Param | None:
-    if _kind(node) not in ("param", "grad"):
+    if _kind(node) != "param":
         return None
     return program.params.get(input_of(node).subject)
 
@@ -101,7 +100,7 @@ def _region_step(region: Region) -> Step:
         outputs = "".join(f"{n.name}, " for n in region.outputs)
         writer.add(f"{outputs or '_'} = {writer.object('region', function)}({inputs})")
 
-    return Step(region.nodes, write)
+    return Step(region.nodes, write, region.outputs)
 
 
 def _returned(program: Program, writer: LoopWriter, value: Any, info: Output) -> str:
@@ -113,8 +112,3 @@ def _returned(program: Program, writer: LoopWriter, value: Any, info: Output) ->
     shape = layout.local_shape(rank_on(layout.axis) if layout.world > 1 else 0)
     view = writer.object("local_view", local_view)
     return f"{view}({text}, {writer.object('layout', layout)}, {shape!r})"
-
-
-def tensors_on_meta(values: list[Any]) -> bool:
-    """Whether a call got parameters that were never materialised."""
-    return any(isinstance(v, torch.Tensor) and v.is_meta for v in values)

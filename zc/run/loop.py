@@ -93,10 +93,14 @@ class LoopWriter:
 
 @dataclass(frozen=True)
 class Step:
-    """One statement of the loop: the nodes it computes and how it is written."""
+    """One statement of the loop: the nodes it computes and how it is written.
+
+    ``names`` are those whose values it gives a name; all of them by default.
+    """
 
     nodes: tuple[fx.Node, ...]
     write: Callable[[LoopWriter], None]
+    names: tuple[fx.Node, ...] | None = None
 
 
 def write_loop(
@@ -130,10 +134,8 @@ def write_loop(
     for step in steps:
         step.write(writer)
         members = set(step.nodes)
-        inner = {n for n in members if all(u in members for u in n.users)}
-        dead = [
-            v for n in step.nodes for v in dying.get(n, []) if v not in inner or len(members) == 1
-        ]
+        named = members if step.names is None else set(step.names)
+        dead = [v for n in step.nodes for v in dying.get(n, []) if v in named or v not in members]
         _free(writer, dead)
     (output,) = graph.find_nodes(op="output")
     writer.add(f"return {returns(writer, output)}")

@@ -45,7 +45,7 @@ def is_effect(node: fx.Node) -> bool:
         return isinstance(source, fx.Node) and is_effect(source)
     if not isinstance(node.target, torch._ops.OpOverload):
         return isinstance(node.target, torch._ops.HigherOrderOperator)
-    return node.target._schema.is_mutable or has_unbacked(value_of(node))
+    return node.is_impure() or has_unbacked(value_of(node))
 
 
 def split_regions(graph: fx.Graph) -> list[Region | fx.Node]:
@@ -135,8 +135,9 @@ def extract(region: Region) -> fx.GraphModule:
 
 
 def structure_key(module: fx.GraphModule) -> str:
-    """A digest of ops, constants, shapes, strides and dtypes: the content a cache goes by."""
-    lines = []
+    """A digest of ops, constants, shapes, strides, dtypes and torch's settings for arithmetic."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    lines = [f"{deterministic} {torch.get_float32_matmul_precision()} {torch.get_num_threads()}"]
     for node in module.graph.nodes:
         if node.op == "placeholder":
             lines.append(f"{node.name} {_signature(value_of(node))}")

@@ -1,5 +1,7 @@
 """Level 1: one joint program becomes the two callables that autograd needs."""
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -21,8 +23,9 @@ def split_program(program: Program) -> tuple[fx.GraphModule, fx.GraphModule]:
     Every value that forward makes and backward reads is saved. The program itself stays as it is.
     """
     graph = _copy(program.graph)
+    saved = _saved(graph, program.forward_outputs)
     halves = torch_private.split_joint(
-        fx.GraphModule(program.constants, graph), *_saved(graph), program.forward_outputs
+        fx.GraphModule(program.constants, graph), *saved, program.forward_outputs
     )
     for half in halves:
         _restore_state(half.graph)
@@ -50,9 +53,14 @@ def _in_backward(node: fx.Node) -> bool:
     return stamp_of(node).phase == BACKWARD
 
 
-def _saved(graph: fx.Graph) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]]:
+def _saved(
+    graph: fx.Graph, forward_outputs: int
+) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]]:
     """Tensors, numbers and opaque objects that backward reads from forward, each once, in order."""
     tensors, symbols, opaque = [], [], []
+    (output,) = graph.find_nodes(op="output")
+    values: Any = output.args[0]
+    returned = {v for v in values[forward_outputs:] if isinstance(v, fx.Node)}
     for node in graph.nodes:
         computed_late = node.op == "call_function" and _in_backward(node)
         tangent = node.op == "placeholder" and input_of(node).kind == "tangent"
@@ -60,7 +68,7 @@ def _saved(graph: fx.Graph) -> tuple[list[fx.Node], list[fx.Node], list[fx.Node]
             continue
         if node.op == "placeholder" and input_of(node).kind == "opaque":
             opaque.append(node)
-        elif any(_reads_late(user) for user in node.users):
+        elif node in returned or any(_reads_late(user) for user in node.users):
             (tensors if isinstance(value_of(node), torch.Tensor) else symbols).append(node)
     return tensors, symbols, opaque
 

@@ -6,7 +6,6 @@ ranks would drift apart silently. The optimizer's step finds such parameters and
 """
 
 import functools
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,13 +15,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from zc.errors import ShardError
 
-_averaged: dict[int, weakref.ref[torch.Tensor]] = {}
+_MARK = "_zc_averaged"  # an attribute: weak references would keep model.to from working
 
 
 def mark_averaged(params: Iterable[torch.Tensor]) -> None:
     """Remember that a program averages the gradients of ``params``, and watch optimizers."""
     for param in params:
-        _averaged[id(param)] = weakref.ref(param)
+        setattr(param, _MARK, True)
     _watch()
 
 
@@ -51,8 +50,7 @@ def check_averaged(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _is_averaged(param: torch.Tensor) -> bool:
-    known = _averaged.get(id(param))
-    return known is not None and known() is param
+    return getattr(param, _MARK, False)
 
 
 @functools.cache

@@ -48,10 +48,10 @@ def read_now(module: nn.Module, name: str, param: torch.Tensor) -> torch.Tensor:
         return PARAM(local_of(param), *arguments)
     local = local_of(param)
     key = (id(param), torch.is_grad_enabled() and param.requires_grad)
-    version, value = cache.get(key, (None, None))
+    version, value, _ = cache.get(key, (None, None, None))
     if version != local._version:
         value = PARAM(local, *arguments)
-        cache[key] = (local._version, value)
+        cache[key] = (local._version, value, param)  # while it is held, its id stays its own
     return value
 
 
