@@ -34,8 +34,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     compiled = torch.compile(model, backend="zero", options={"executor": args.executor})
 
-    saved = sorted(args.folder.glob("step-*"))
-    first = load(model, optimizer, saved[-1]) if saved else 0
+    saved = sorted(args.folder.glob("step-*/.metadata"))  # written last: the others are whole
+    first = load(model, optimizer, saved[-1].parent) if saved else 0
     for step in range(first + 1, args.steps + 1):
         x = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(step))
         x = x.chunk(world)[rank]
@@ -47,7 +47,8 @@ def main() -> None:
             dist.all_reduce(loss)
         if rank == 0:
             print(f"step {step}: loss {loss.item() / world:.4f}")
-    save(model, optimizer, args.folder / f"step-{args.steps:06}", args.steps)
+    if first < args.steps:
+        save(model, optimizer, args.folder / f"step-{args.steps:06}", args.steps)
 
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -23,7 +23,8 @@ def capture(
     """Capture the first compiled piece of ``function(*args, **kwargs)`` and run passes on it.
 
     Nothing is executed and no parameter is read, so parameters and arguments may be on the meta
-    device and the process group a fake one of any size.
+    device and the process group a fake one of any size. Functions that this process has compiled
+    before are compiled again at their next call (``torch.compiler.reset``).
 
     Args:
         function: a model, or a step with ``backward()`` inside.

@@ -22,10 +22,11 @@ from zc.state.spec import spec_of
 def full_state_dict(model: nn.Module, *, cpu: bool = True) -> dict[str, Any]:
     """The ordinary state dict of ``model``: full tensors on rank 0, nothing on the other ranks.
 
-    Every rank must call it. Rank 0 holds the result and one parameter more at a time.
+    Every rank of the model's mesh must call it; rank 0 is the mesh's first. It holds the result
+    and one parameter more at a time.
 
     Args:
-        model: a sharded model; of an unsharded one, the state dict is returned as it is.
+        model: a sharded model; of an unsharded one, tensors are copied, on rank 0 alone.
         cpu: whether to move each full tensor to the CPU.
 
     Raises:
