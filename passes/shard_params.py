@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from zc.errors import PipelineError
-from zc.program.analysis import dependents, parameter_sources, sink
+from zc.program.analysis import dependents, parameter_sources, sink, turns
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor, erase_dead, node_name
 from zc.program.liveness import storages_of, written_operands
@@ -28,7 +28,7 @@ from zc.program.nodes import value_of
 from zc.program.packing import pack, unpack
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
-from zc.program.stamps import BACKWARD, set_stamp, stamp_of
+from zc.program.stamps import set_stamp, stamp_of
 from zc.program.tables import Param
 from zc.program.types import retype
 from zc.program.units import Bytes
@@ -117,35 +117,37 @@ def cast_before_gather(edit: Editor, read: fx.Node) -> None:
 
 
 def gather_again(edit: Editor, kept: set[str]) -> None:
-    """Give backward its own copies of what forward computed from parameters alone."""
-    sources = parameter_sources(edit.graph)
+    """Give backward its own copies of what forward computed from parameters alone.
+
+    Where forward and backward take turns (several losses in one step), so does each turn.
+    """
+    sources, turn = parameter_sources(edit.graph), turns(edit.graph)
+    wanted = {n: names for n, names in sources.items() if not names <= kept}
     copies: dict[fx.Node, fx.Node] = {}
-    for node in list(edit.graph.nodes):
-        if node.op != "call_function" or stamp_of(node).phase != BACKWARD:
-            continue
+    current = 0
+    for node in [n for n in edit.graph.nodes if n.op == "call_function"]:
+        if turn[node] != current:
+            turn |= dict.fromkeys(copies.values(), current)
+            current, copies = turn[node], {}
         for source in node.all_input_nodes:
-            if source in sources and not sources[source] <= kept:
-                again = _copy_chain(edit, source, node, sources, kept, copies)
+            if source in wanted and turn.get(source, current) != current:
+                again = _copy_chain(edit, source, node, wanted, copies)
                 node.replace_input_with(source, again)
     erase_dead(edit.graph, list(sources))
 
 
 def _copy_chain(
     edit: Editor,
-    wanted: fx.Node,
+    source: fx.Node,
     before: fx.Node,
-    sources: dict[fx.Node, frozenset[str]],
-    kept: set[str],
+    wanted: dict[fx.Node, frozenset[str]],
     copies: dict[fx.Node, fx.Node],
 ) -> fx.Node:
-    pending = [wanted]
+    """A copy, before ``before``, of ``source`` and of what it needs of the ``wanted`` values."""
+    pending = [source]
     while pending:
         node = pending[-1]
-        missing = [
-            s
-            for s in node.all_input_nodes
-            if s in sources and s not in copies and not sources[s] <= kept
-        ]
+        missing = [s for s in node.all_input_nodes if s in wanted and s not in copies]
         if missing:
             pending.extend(missing)
             continue
@@ -154,12 +156,13 @@ def _copy_chain(
             continue
         with edit.graph.inserting_before(before):
             copy = edit.graph.node_copy(node, lambda n: copies.get(n, n))
-        copy._rename(f"{node.name}_again")
-        stamp = replace(stamp_of(node), phase=BACKWARD, made_by=edit.made_by)
+        copy._rename(f"{node.name.removesuffix('_again')}_again")
+        stamp = replace(stamp_of(node), phase=stamp_of(before).phase, made_by=edit.made_by)
         set_stamp(copy, stamp)
         copy.meta["val"] = edit.derive(copy)
         copies[node] = copy
-    return copies[wanted]
+        wanted[copy] = wanted[node]
+    return copies[source]
 
 
 def move_to_end(graph: fx.Graph, grads: set[fx.Node]) -> None:

@@ -8,17 +8,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from multiprocess import fake_world
 from random_losses import RandomLoss, assert_same_bits, random_losses
-from torch import fx
+from torch import fx, nn
 from tracing import Shapes, physical, program_of
 from zc.passes.shard_params import ShardParams
 
 from zc.errors import PipelineError
+from zc.inspection import capture
 from zc.program.analysis import parameter_sources
 from zc.program.collectives import collectives_of, is_collective, is_wait
 from zc.program.program import Program
 from zc.program.stamps import BACKWARD, stamp_of
 from zc.program.units import Bytes
+from zc.state.shard import shard
 from zc.verify import verify
 
 MLP: Shapes = {"w0": (32, 8), "w1": (32, 16)}
@@ -212,3 +215,19 @@ def test_errors(name: str):
     with pytest.raises(PipelineError) as error:
         call()
     assert str(error.value) == message
+
+
+def test_each_of_two_losses_gathers_for_itself(golden: Any) -> None:
+    """Forward, backward, forward, backward in one step: nothing gathered lives through a turn."""
+    with fake_world(2):
+        model = shard(nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 8, bias=False)))
+
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            first = model(x).sum()
+            first.backward()
+            second = model(y).sum()
+            second.backward()
+            return first.detach() + second.detach()
+
+        program = capture(step, torch.ones(2, 8), torch.ones(2, 8), passes="zero3")
+    golden(str(program).partition("\n")[2], ".ir")

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from zc import torch_private
+from zc.program.analysis import reads_no_values
 from zc.program.nodes import input_of, value_of
 from zc.program.stamps import BACKWARD, FORWARD, Stamp, set_stamp, stamp_of
 
@@ -59,7 +60,11 @@ def _is_number(node: fx.Node) -> bool:
 
 def _serves_backward(node: fx.Node) -> bool:
     users = list(node.users)
-    return bool(users) and all(stamp_of(user).phase == BACKWARD for user in users)
+    return (
+        bool(users)
+        and reads_no_values(node)
+        and all(stamp_of(user).phase == BACKWARD for user in users)
+    )
 
 
 def _module(node: fx.Node) -> str:

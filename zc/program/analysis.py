@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from zc.program.liveness import storages_of, written_operands
-from zc.program.nodes import input_of
+from zc.program.nodes import input_of, value_of
 from zc.program.stamps import FORWARD, stamp_of
 
 
@@ -34,6 +34,29 @@ def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
         elif all(names):
             found[node] = frozenset().union(*names)  # type: ignore[arg-type]
     return found
+
+
+def turns(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Number of the turn, forward or backward, that each computed node is taken in, from 0.
+
+    Writes and sizes begin no turn: they stand where torch left them.
+    """
+    found: dict[fx.Node, int] = {}
+    turn, phase = 0, FORWARD
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        number = isinstance(value_of(node), (torch.SymInt, torch.SymFloat, torch.SymBool))
+        if not (number or _writes(node)) and stamp_of(node).phase != phase:
+            turn, phase = turn + 1, stamp_of(node).phase
+        found[node] = turn
+    return found
+
+
+def reads_no_values(node: fx.Node) -> bool:
+    """Whether an op looks at the type of its operand alone: ``empty_like``, a size."""
+    name = getattr(node.target, "__name__", "").split(".")[0]
+    return name.endswith("_like") or name.startswith(("new_", "sym_"))
 
 
 def sink(graph: fx.Graph, nodes: set[fx.Node]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from zc.program.analysis import reads_no_values
 from zc.program.collectives import COLLECTIVES, is_collective
 from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import input_of
@@ -95,12 +96,6 @@ def is_gradient_reduction(node: fx.Node) -> bool:
         and COLLECTIVES[node.target].lane == "reduce"
         and not stamp_of(node).user
     )
-
-
-def reads_no_values(node: fx.Node) -> bool:
-    """True for an op that looks at the type of its operand alone: ``empty_like``, a size."""
-    name = getattr(node.target, "__name__", "").split(".")[0]
-    return name.endswith("_like") or name.startswith(("new_", "sym_"))
 
 
 def _check_read(program: Program, node: fx.Node, places: Places) -> None:
