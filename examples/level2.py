@@ -1,4 +1,4 @@
-"""Level 2: the step is compiled with ``loss.backward()`` inside, as one graph.
+"""Level 2: the whole step is compiled, forward, backward and update, as one graph.
 
     python examples/level2.py
     torchrun --nproc-per-node=2 examples/level2.py
@@ -28,16 +28,16 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)  # built after zc.shard
 
     @torch.compile(backend="zero", options={"passes": "zero3", "executor": args.executor})
-    def forward_and_backward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def train_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = (model(x) - y).square().mean()
         loss.backward()
+        zc.step(optimizer)
         return loss.detach()
 
     batches = torch.Generator().manual_seed(rank)
     for step in range(1, args.steps + 1):
         x = torch.randn(32, 8, generator=batches)
-        loss = forward_and_backward(x, x.square().sum(1, keepdim=True))
-        zc.step(optimizer)
+        loss = train_step(x, x.square().sum(1, keepdim=True))
         if rank == 0 and step % 10 == 0:
             print(f"step {step}: loss {loss.item():.3f}")
 

@@ -19,6 +19,7 @@ from torch import fx
 
 from zc.program.edit import erase_dead
 from zc.program.liveness import storages_of, written_operands
+from zc.program.loops import loop_by_node
 from zc.program.nodes import value_of
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
@@ -38,13 +39,15 @@ class CleanGraph(Pass):
         """Rewrite readers of what changes nothing, in place; one walk in program order."""
         outside = _Outside.of(program)
         casts: dict[Any, fx.Node] = {}
+        loops = loop_by_node(program.graph)
         for node in list(program.graph.nodes):
             if node.op != "call_function" or not node.users:
                 continue
-            found = (_simpler(node), _same_cast(node, casts))
+            key = _cast_key(node), loops.get(node)
+            found = (_simpler(node), _same_cast(node, key, casts))
             equal = [s for s in found if s is not None and outside.may_replace(node, s)]
             if not equal:
-                _remember_cast(node, casts)
+                _remember_cast(node, key, casts)
                 continue
             outside.replace(node, equal[0])
             node.replace_all_uses_with(equal[0])
@@ -157,14 +160,14 @@ def _copied(node: fx.Node) -> fx.Node | None:
     return source if fresh and isinstance(source, fx.Node) else None
 
 
-def _same_cast(node: fx.Node, casts: dict[Any, fx.Node]) -> fx.Node | None:
-    """An earlier cast of the same value to the same dtype in the same phase."""
-    return casts.get(_cast_key(node)) if node.target is aten._to_copy.default else None
+def _same_cast(node: fx.Node, key: Any, casts: dict[Any, fx.Node]) -> fx.Node | None:
+    """An earlier cast of the same value to the same dtype in the same phase and loop."""
+    return casts.get(key) if node.target is aten._to_copy.default else None
 
 
-def _remember_cast(node: fx.Node, casts: dict[Any, fx.Node]) -> None:
+def _remember_cast(node: fx.Node, key: Any, casts: dict[Any, fx.Node]) -> None:
     if node.target is aten._to_copy.default:
-        casts.setdefault(_cast_key(node), node)
+        casts.setdefault(key, node)
 
 
 def _cast_key(node: fx.Node) -> Any:

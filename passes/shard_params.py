@@ -9,6 +9,10 @@ after:
   %w_grad_scatter: f32[2, 4] = c10d.reduce_scatter_tensor(%mm_1, "avg", 4, "dp")
   %w_grad: f32[2, 4] = c10d.wait_tensor(%w_grad_scatter)
 
+In a loop over micro-batches stages 2 and 3 reduce each micro-batch's gradient and add up shards;
+stages 0 and 1 add up whole gradients and reduce the sum behind the loop, as every stage does for
+parameters that each rank keeps whole. Stage 3 gathers in the loop, the others before it.
+
 The stages are those of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion
 Parameter Models" (arXiv:1910.02054), section 5.
 """
@@ -24,6 +28,8 @@ from zc.program.analysis import dependents, parameter_sources, sink, turns
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor, erase_dead, node_name
 from zc.program.liveness import storages_of, written_operands
+from zc.program.loop_sums import reduce_behind_loop
+from zc.program.loops import loop_by_node
 from zc.program.nodes import value_of
 from zc.program.packing import pack, unpack
 from zc.program.pass_base import Kind, Pass
@@ -69,17 +75,21 @@ class ShardParams(Pass):
         kept = [p.name for p in program.params.values() if _full_bytes(p) < self.persist_below]
         if self.zero_stage == 3:
             gather_again(edit, set(kept))
-        sink(program.graph, set(parameter_sources(program.graph)))
+        into_loops = self.zero_stage == 3
+        sink(program.graph, set(parameter_sources(program.graph)), into_loops=into_loops)
+        grads = program.graph.find_nodes(op="call_function", target=GRAD)
+        reduce_behind_loop(edit, [g for g in grads if self.zero_stage < 2 or _is_whole(edit, g)])
         grads = program.graph.find_nodes(op="call_function", target=GRAD)
         if self.zero_stage == 1:
             move_to_end(program.graph, set(grads))
         else:
-            reduce_when_complete(grads)
+            reduce_when_complete(program.graph, grads)
         reads = program.graph.find_nodes(op="call_function", target=PARAM)
         for read in reads:
             lower_read(edit, read)
+        loops = loop_by_node(program.graph)
         for grad in grads:
-            lower_gradient(edit, grad)
+            lower_gradient(edit, grad, summed=grad in loops)
         retype(program, program.graph)  # views of a marker's result share another storage now
         program.rules |= {"zero_stage": self.zero_stage, "kept_gathered": tuple(kept)}
 
@@ -181,10 +191,18 @@ def move_to_end(graph: fx.Graph, grads: set[fx.Node]) -> None:
         output.prepend(node)
 
 
-def reduce_when_complete(grads: list[fx.Node]) -> None:
-    """Put each gradient's reduction right behind what computes the gradient."""
+def reduce_when_complete(graph: fx.Graph, grads: list[fx.Node]) -> None:
+    """Put each gradient's reduction right behind what computes the gradient.
+
+    In a loop, adding it up comes next. What a loop has summed is complete when the loop ends.
+    """
+    loops = loop_by_node(graph)
     for grad in grads:
-        grad.all_input_nodes[0].append(grad)
+        full = grad.all_input_nodes[0]
+        if loops.get(full) is loops.get(grad):
+            full.append(grad)
+        if grad in loops:
+            grad.append(next(iter(grad.users)))
 
 
 def lower_read(edit: Editor, read: fx.Node) -> None:
@@ -214,8 +232,11 @@ def lower_read(edit: Editor, read: fx.Node) -> None:
     _replace(edit, read, value)
 
 
-def lower_gradient(edit: Editor, grad: fx.Node) -> None:
-    """Replace ``zc.grad`` by cast, packing, reduction and wait."""
+def lower_gradient(edit: Editor, grad: fx.Node, *, summed: bool) -> None:
+    """Replace ``zc.grad`` by cast, packing, reduction and wait.
+
+    What is ``summed`` over micro-batches stays in the dtype of the reduction until then.
+    """
     param = edit.program.params[stamp_of(grad).param]
     value: Any = grad.args[0]
     layout = param.layout
@@ -239,7 +260,7 @@ def lower_gradient(edit: Editor, grad: fx.Node) -> None:
                 name=f"{subject}_grad_reduce",
             )
             value = edit.call(WAIT, reduce, name=f"{subject}_grad")
-        if value_of(value).dtype != param.dtype:
+        if value_of(value).dtype != param.dtype and not summed:
             value = edit.call(aten._to_copy.default, value, dtype=param.dtype)
     _replace(edit, grad, value)
 
@@ -247,6 +268,10 @@ def lower_gradient(edit: Editor, grad: fx.Node) -> None:
 def _replace(edit: Editor, marker: fx.Node, value: fx.Node) -> None:
     marker.replace_all_uses_with(value)
     edit.graph.erase_node(marker)
+
+
+def _is_whole(edit: Editor, grad: fx.Node) -> bool:
+    return edit.program.params[stamp_of(grad).param].layout.replicated
 
 
 def _is_cast(node: fx.Node) -> bool:

@@ -135,6 +135,58 @@ def test_without_a_compiler_programs_are_interpreted(monkeypatch: pytest.MonkeyP
     ]
 
 
+def test_without_a_compiler_updates_run_op_by_op(monkeypatch: pytest.MonkeyPatch):
+    """The whole step, lowered update included, with one message for both."""
+    monkeypatch.setattr(torch_private, "has_cpp_compiler", lambda: False)
+    monkeypatch.setattr(zc.run.compile, "_warned", False)
+    torch._dynamo.reset()
+    layer = torch.nn.Linear(3, 2)
+    other = copy.deepcopy(layer)
+    optimizer, reference = (torch.optim.SGD(m.parameters(), lr=0.5) for m in (layer, other))
+
+    @torch.compile(backend="zero", options={"passes": "zero0"})
+    def step(x: torch.Tensor) -> torch.Tensor:
+        loss = layer(x).square().sum()
+        loss.backward()
+        zc.step(optimizer)
+        return loss.detach()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step(torch.ones(1, 3))
+    other(torch.ones(1, 3)).square().sum().backward()
+    reference.step()
+    assert torch.equal(layer.weight, other.weight)
+    assert sum("compiler" in str(w.message) for w in caught) == 1
+
+
+def test_a_step_under_a_default_device():
+    torch._dynamo.reset()
+    layer = torch.nn.Linear(3, 2)
+
+    @torch.compile(backend="zero", options={"passes": "zero0", "executor": "interpret"})
+    def step(x: torch.Tensor) -> torch.Tensor:
+        loss = layer(x).square().sum()
+        loss.backward()
+        return loss.detach()
+
+    torch.set_default_device("cpu")
+    try:
+        with pytest.warns(UserWarning, match="compiled apart") as caught:
+            step(torch.ones(1, 3))
+    finally:
+        torch.set_default_device(None)
+    assert layer.weight.grad is not None
+    (message,) = [str(w.message) for w in caught if "compiled apart" in str(w.message)]
+    name, _, rest = message.partition(" calls ")
+    assert name.endswith("test_a_step_under_a_default_device.<locals>.step")
+    assert rest == (
+        "backward() under torch.set_default_device or torch.device, where Dynamo cannot trace it, "
+        "so forward and backward are compiled apart (level 1); call the step without: "
+        "torch.set_default_device(None)"
+    )
+
+
 def test_a_half_without_its_joint_graph():
     compilation = zc.backend.Compilation.__new__(zc.backend.Compilation)
     compilation._program, compilation._name = None, "model.py:1 forward"

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from zc import torch_private
+from zc import torch_private, torch_private_frames
 
 aten: Any = torch.ops.aten
 ROUNDING = 1e-6  # Inductor's sine and sum are not ATen's
@@ -46,6 +46,76 @@ def test_fake_mode_of():
         fake = torch.empty(2)
     assert torch_private.fake_mode_of([1, torch.ones(1), fake]) is mode
     assert torch_private.fake_mode_of([torch.ones(1)]) is not mode
+
+
+def test_is_fake():
+    """Tried on 2.13."""
+    with torch_private.fake_mode_of([]):
+        fake = torch.empty(2)
+    assert torch_private.is_fake(fake)
+    assert not torch_private.is_fake(torch.empty(2))
+
+
+def test_without_fake_tensor_logs(caplog: pytest.LogCaptureFixture):
+    """Tried on 2.13."""
+    with torch_private.fake_mode_of([]):
+        one, other = torch.empty(2), torch.empty(3)
+    with torch_private.without_fake_tensor_logs(), pytest.raises(RuntimeError):
+        torch.add(one, other)
+    assert caplog.records == []
+
+
+@torch.compiler.assume_constant_result
+def _traces_backward(package: str) -> bool:
+    return torch_private.trace_backward(package)
+
+
+@pytest.mark.parametrize("package", ["zc", "test_torch_private"])
+def test_trace_backward(package: str):
+    """Tried on 2.13: the setting holds for the frame that asks, where its backend is known."""
+    ops: list[str] = []
+
+    def backend(module: fx.GraphModule, inputs: list[Any]) -> Any:
+        ops.extend(getattr(n.target, "__name__", "") for n in module.graph.nodes)
+        return module
+
+    backend.__module__ = f"{package}.backend"
+    weight = nn.Parameter(torch.ones(3))
+
+    @torch.compile(backend=backend)
+    def step(x: torch.Tensor) -> None:
+        assert _traces_backward("zc") == (package == "zc")
+        (x * weight).sum().backward()
+
+    step(torch.ones(3))
+    assert torch.equal(weight.grad, torch.ones(3))
+    assert ("grad" in ops) == (package == "zc")
+    assert not torch._dynamo.config.trace_autograd_ops
+
+
+def test_cpp_compiler():
+    """Tried on 2.13."""
+    assert "++" in torch_private.cpp_compiler()
+
+
+def test_is_composite():
+    """Tried on 2.13."""
+    assert torch_private.is_composite("aten::square_")
+    assert not torch_private.is_composite("aten::add_.Tensor")
+    assert not torch_private.is_composite("aten::no_such_op")
+
+
+def test_outside_tracing():
+    """Tried on 2.13: a backend runs inside a fake mode, with torch.compiler.is_compiling() true."""
+    seen: list[tuple[bool, float]] = []
+
+    def backend(module: fx.GraphModule, _: Any) -> Any:
+        with FakeTensorMode(), torch_private.outside_tracing():
+            seen.append((torch.compiler.is_compiling(), torch.ones(2).sum().item()))
+        return module.forward
+
+    torch.compile(lambda x: x.sin(), backend=backend)(torch.ones(2))
+    assert seen == [(False, 2.0)]
 
 
 def sums(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -112,6 +182,18 @@ def test_in_backward():
     assert not torch_private.in_backward()
 
 
+def test_backward_number():
+    """Tried on 2.13: no two backward passes have the same."""
+    seen: list[int] = []
+    x = torch.ones(2, requires_grad=True)
+    for _ in range(2):
+        y = x * 2
+        y.register_hook(lambda _: seen.append(torch_private.backward_number()))
+        y.sum().backward()
+    assert len({-1, *seen}) == 3
+    assert torch_private.backward_number() == -1
+
+
 def test_default_store():
     """Tried on 2.13: one store for all ranks of the default group."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -123,10 +205,11 @@ def test_default_store():
 
 
 PUBLIC = [
-    name
-    for name, value in vars(torch_private).items()
+    f"{module.__name__.removeprefix('zc.')}.{name}"
+    for module in (torch_private, torch_private_frames)
+    for name, value in vars(module).items()
     if inspect.isfunction(value)
-    and value.__module__ == torch_private.__name__
+    and value.__module__ == module.__name__
     and not name.startswith("_")
 ]
 
@@ -134,7 +217,7 @@ PUBLIC = [
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_function_is_tested(name: str):
     files = Path(__file__).parent.glob("test_torch_private*.py")
-    assert any(f"torch_private.{name}(" in file.read_text(encoding="utf-8") for file in files)
+    assert any(f"{name}(" in file.read_text(encoding="utf-8") for file in files)
 
 
 def test_nothing_else_imports_private_interfaces():
@@ -143,5 +226,5 @@ def test_nothing_else_imports_private_interfaces():
     for path in [*root.rglob("*.py"), *root.parent.joinpath("passes").glob("*.py")]:
         lines = map(str.lstrip, path.read_text(encoding="utf-8").splitlines())
         imports = [line for line in lines if line.startswith(("import ", "from "))]
-        if path.name != "torch_private.py":
+        if path.name not in ("torch_private.py", "torch_private_frames.py"):
             assert not [line for line in imports if any(p in line for p in private)], path

@@ -268,3 +268,22 @@ def test_code_being_compiled():
     torch.compile(function, backend=backend)(torch.ones(2))
     assert found == [function.__code__]
     assert torch_private.code_being_compiled() is None
+
+
+def test_backward_under_default_device():
+    """Tried on 2.13: the reason of a graph that ends at ``backward()`` under a default device."""
+    reasons = []
+
+    def backend(module: Any, _: Any) -> Any:
+        reasons.append(torch_private.backward_under_default_device(module))
+        return module
+
+    def step(x: torch.Tensor) -> None:
+        (x * 2).sum().backward()
+
+    torch._dynamo.reset()
+    torch.compile(step, backend=backend)(torch.ones(2, requires_grad=True))
+    with torch.device("cpu"):
+        torch._dynamo.reset()
+        torch.compile(step, backend=backend)(torch.ones(2, requires_grad=True))
+    assert reasons == [False, True]

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
+from zc.capture.microbatches import make_loops
 from zc.program.layout import Layout, choose_layout
 from zc.program.mesh import Mesh
 from zc.program.nodes import set_input
@@ -27,6 +28,7 @@ from zc.program.tables import Input, Output, Param
 from zc.program.types import retype
 from zc.run.lockstep import shard_inputs
 from zc.state import markers
+from zc.state.microbatches import JOIN, SPLIT
 from zc.torch_private import fake_mode_of
 
 Shapes = dict[str, tuple[int, ...]]
@@ -43,8 +45,12 @@ def program_of(
     compute_dtype: torch.dtype = torch.float32,
     reduce_dtype: torch.dtype = torch.float32,
     sharded: bool = True,
+    count: int = 0,
 ) -> Program:
-    """The logical program of one step of ``fn(params, inputs) -> loss`` on ``world`` ranks."""
+    """The logical program of one step of ``fn(params, inputs) -> loss`` on ``world`` ranks.
+
+    With a ``count``, of the mean over so many micro-batches.
+    """
     table = {
         name: Param(
             name,
@@ -68,10 +74,12 @@ def program_of(
 
     def step(shards: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> list[Any]:
         fulls = {name: _read(shard, table[name]) for name, shard in shards.items()}
+        if count:
+            batch = dict(zip(batch, SPLIT(list(batch.values()), count), strict=True))
         loss = fn(fulls, batch)
         forward.update(node.name for node in get_proxy_mode().tracer.graph.nodes)
         grads = torch.autograd.grad(loss, list(shards.values()), allow_unused=True)
-        return [loss, *grads]
+        return [*(JOIN([loss.detach()], count, "mean") if count else [loss]), *grads]
 
     with mode:
         graph = make_fx(step)(shards, batch).graph
@@ -144,5 +152,6 @@ def _program(
         fake_mode=mode,
         forward_outputs=1,
     )
+    make_loops(program)
     retype(program, graph)
     return program

@@ -4,6 +4,7 @@ from zc.errors import (
     CaptureError,
     CommunicationError,
     ExecutionError,
+    MicrobatchError,
     PipelineError,
     PlanError,
     ShardError,
@@ -11,16 +12,21 @@ from zc.errors import (
     ZcError,
 )
 from zc.inspection import capture
+from zc.optimizer_step import compile_step
 from zc.state.checkpoint import full_state_dict, load_full_state_dict
 from zc.state.materialize import materialize
+from zc.state.microbatches import microbatches
+from zc.state.no_sync import no_sync
 from zc.state.reading import full
+from zc.state.scaling import scale
 from zc.state.shard import shard
-from zc.state.step import step
+from zc.state.step import step, unscale_
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CaptureError", "CommunicationError", "ExecutionError", "PipelineError", "PlanError",
-    "ShardError", "VerifyError", "ZcError", "__version__", "capture", "full", "full_state_dict",
-    "load_full_state_dict", "materialize", "shard", "step",
+    "CaptureError", "CommunicationError", "ExecutionError", "MicrobatchError", "PipelineError",
+    "PlanError", "ShardError", "VerifyError", "ZcError", "__version__", "capture", "compile_step",
+    "full", "full_state_dict", "load_full_state_dict", "materialize", "microbatches", "no_sync",
+    "scale", "shard", "step", "unscale_",
 ]  # fmt: skip

@@ -17,17 +17,22 @@ from zc.capture.arguments import (
 from zc.capture.build import Traced, build_program
 from zc.capture.naming import function_name
 from zc.capture.session import current_session
+from zc.capture.sparse import refuse_sparse_gradients
+from zc.capture.updates import Stepped, adopt_updates
 from zc.comm.groups import DEFAULT_AXIS, default_mesh, registered_mesh
-from zc.debug.attach import dump_instruments
 from zc.errors import ZcError
 from zc.options import Settings, read_options
-from zc.pipelines.manager import run_passes
 from zc.program.mesh import Mesh
 from zc.program.program import Program
 from zc.program.tables import Output
-from zc.run.executor import build_loop
+from zc.run.deferred import Deferred, deferred_of, refusing
+from zc.run.executor import Loop, build_loop
 from zc.run.split import split_program
+from zc.run.variants import Store, Variant, Variants
 from zc.state.averaged import mark_averaged
+from zc.state.spec import spec_of
+from zc.transform import transform
+from zc.update.stepping import OptimizerStep
 
 _SAVED = Output("user", "saved")
 
@@ -54,7 +59,10 @@ def zero(
     torch_private.trace_again_if_needed(graph_module, _has_external_graph(example_inputs))
     if torch_private.backward_outside(graph_module):
         _say_detach(function_name(graph_module))
+    if torch_private.backward_under_default_device(graph_module):
+        _say_default_device(function_name(graph_module))
     arguments = describe_arguments(graph_module.graph, example_inputs)
+    refuse_sparse_gradients(graph_module, arguments)
     mesh = _mesh_of(example_inputs)
     tag_reads(graph_module)
     mark_plain_parameters(graph_module, arguments, example_inputs, mesh)
@@ -81,13 +89,15 @@ class Compilation:
         arguments: list[Argument],
         mesh: Mesh,
         name: str,
-        parameters: Sequence[torch.Tensor],
+        parameters: dict[str, torch.Tensor],
     ) -> None:
         self._settings = settings
         self._arguments = arguments
         self._mesh = mesh
         self._name = name
-        self._parameters = list(parameters)  # until the program is ready
+        self._parameters = dict(parameters)  # until the program is ready
+        self._tokens = [plan.token(param) for param in parameters.values()]
+        self._deferred: dict[str, Deferred] = {}
         self._executor = "interpret"
         self._program: Program | None = None
 
@@ -95,7 +105,8 @@ class Compilation:
         self, joint: fx.GraphModule, _inputs: Any, *, num_fwd_outputs: int, **_: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Run the passes on a joint graph, then split it."""
-        self._program = self._prepare(joint, num_fwd_outputs)
+        self._program = self._capture(joint, num_fwd_outputs)
+        self._finish(self._program)
         return split_program(self._program)
 
     def forward(self, half: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
@@ -108,8 +119,32 @@ class Compilation:
 
     def whole(self, module: fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
         """A graph that runs as one: inference, or a step with ``backward()`` inside."""
-        program = self._prepare(module, None)
+        program = self._capture(module, None)
+        steps = adopt_updates(program)
+        if steps:
+            return self._stepping(program, steps)
+        self._finish(program)
         return self._runnable(program, program.graph, program.outputs, "step")
+
+    def _stepping(self, logical: Program, steps: list[Stepped]) -> Callable[..., Any]:
+        """A step with ``zc.step`` inside: the optimizer's part is traced anew when it changes."""
+
+        def build(variant: Variant) -> Loop:
+            program = variant.program
+            cells, store = variant.cells(), Store(variant.steps)
+            how = (self._executor, "step", cells, store)
+            return build_loop(program, program.graph, program.outputs, *how)
+
+        found = [
+            OptimizerStep.find(s.handle, s.dtypes(), self._parameters, s.scaler) for s in steps
+        ]
+        variants = Variants(logical, found, self._transform, build)
+        program = variants.trace().program
+        current_session().finished(program)
+        self._parameters.clear()
+        whole = logical.level == 2
+        run = refusing(program.name, variants.run) if whole else variants.run
+        return current_session().wrap(program, lambda: run)
 
     def _half(self, half: fx.GraphModule, phase: str) -> Callable[..., Any]:
         program = self._program
@@ -124,29 +159,33 @@ class Compilation:
         self, program: Program, graph: fx.Graph, outputs: list[Output], name: str
     ) -> Callable[..., Any]:
         def build() -> Callable[[list[Any]], list[Any]]:
-            return build_loop(program, graph, outputs, self._executor, name)
+            how = (self._executor, name)
+            if program.level == 2:
+                return refusing(program.name, build_loop(program, graph, outputs, *how))
+            return build_loop(program, graph, outputs, *how, deferred=self._deferred)
 
         return current_session().wrap(program, build)
 
-    def _prepare(self, module: fx.GraphModule, forward_outputs: int | None) -> Program:
-        traced = Traced(module, self._arguments, self._mesh, self._name, forward_outputs)
-        program = build_program(traced)
-        sharded = any(a.sharded for a in self._arguments)
-        pipeline = self._settings.pipeline_for(sharded)
-        self._executor = pipeline.executor
-        instruments = dump_instruments(self._settings.dump, pipeline)
-        run_passes(program, pipeline, instruments, verify=self._settings.verify)
-        session = current_session()
-        if session.runs:
-            self._prepare_run(program, sharded)
-        session.finished(program)
-        self._parameters.clear()
-        return program
+    def _capture(self, module: fx.GraphModule, forward_outputs: int | None) -> Program:
+        layouts = {name: spec_of(param) for name, param in self._parameters.items()}
+        rest = {name: spec.layout for name, spec in layouts.items() if spec is not None}
+        return build_program(
+            Traced(module, self._arguments, self._mesh, self._name, forward_outputs, rest)
+        )
 
-    def _prepare_run(self, program: Program, sharded: bool) -> None:
-        plan.agree(program, self._parameters)
-        if program.training and self._mesh.size(DEFAULT_AXIS) > 1 and not sharded:
-            mark_averaged(p for p in self._parameters if p.requires_grad)
+    def _finish(self, program: Program) -> None:
+        self._transform(program)
+        current_session().finished(program)
+        self._parameters.clear()
+
+    def _transform(self, program: Program) -> None:
+        sharded = any(a.sharded for a in self._arguments)
+        self._executor = transform(program, self._settings, self._tokens, sharded=sharded)
+        averages = program.training and self._mesh.size(DEFAULT_AXIS) > 1 and not sharded
+        if program.level == 1 and program.rules.get("zero_stage") != 3:
+            self._deferred = {name: deferred_of(p) for name, p in self._parameters.items()}
+        if averages and current_session().runs:
+            mark_averaged(p for p in self._parameters.values() if p.requires_grad)
 
 
 def _has_external_graph(example_inputs: Sequence[Any]) -> bool:
@@ -164,8 +203,20 @@ def _say_detach(name: str) -> None:
     )
 
 
-def _parameters(arguments: Sequence[Argument], example_inputs: Sequence[Any]) -> list[torch.Tensor]:
-    return [x for a, x in zip(arguments, example_inputs, strict=True) if a.kind == "param"]
+def _say_default_device(name: str) -> None:
+    warnings.warn(
+        f"{name} calls backward() under torch.set_default_device or torch.device, where Dynamo "
+        f"cannot trace it, so forward and backward are compiled apart (level 1); call the step "
+        f"without: torch.set_default_device(None)",
+        stacklevel=2,
+    )
+
+
+def _parameters(
+    arguments: Sequence[Argument], example_inputs: Sequence[Any]
+) -> dict[str, torch.Tensor]:
+    pairs = zip(arguments, example_inputs, strict=True)
+    return {a.name: x for a, x in pairs if a.kind == "param"}
 
 
 def _mesh_of(example_inputs: Sequence[Any]) -> Mesh:

@@ -29,6 +29,10 @@ class VerifyError(ZcError):
     """A program that breaks a rule of DESIGN section 4."""
 
 
+class MicrobatchError(ZcError):
+    """A call of ``zc.microbatches`` that cannot be carried out as asked."""
+
+
 class ExecutionError(ZcError):
     """A program that could not be bound or run."""
 

@@ -50,12 +50,12 @@ class _Known:
 _known = _Known()
 
 
-def agree(program: Program, params: Sequence[torch.Tensor]) -> None:
+def agree(program: Program, tokens: Sequence[object]) -> None:
     """Compare the plan of ``program`` with what this and other ranks compiled before.
 
     Args:
         program: after its passes.
-        params: the parameters it reads, which tell two models of one class apart.
+        tokens: those of the parameters it reads, which tell two models of one class apart.
 
     Raises:
         PlanError: when ranks disagree, on every rank; the message names the first difference.
@@ -67,7 +67,7 @@ def agree(program: Program, params: Sequence[torch.Tensor]) -> None:
         return
     lines = [str(entry) for entry in plan]
     ranks = sorted({r for e in plan for r in dist.get_process_group_ranks(group_of(e.axis))})
-    tokens = [_token(param) for param in params]
+    tokens = list(tokens)
     function = _find(program, tokens, ranks)
     text = "\n".join(lines)
     if text in function.plans:
@@ -78,7 +78,7 @@ def agree(program: Program, params: Sequence[torch.Tensor]) -> None:
     _compare(f"{function.key}/{number}", lines, program.name, len(ranks), recompile=number > 0)
 
 
-def _token(param: torch.Tensor) -> object:
+def token(param: torch.Tensor) -> object:
     """An object that stands for ``param``: weak references would keep ``model.to`` from working."""
     return vars(param).setdefault("_zc_plan_token", object())
 

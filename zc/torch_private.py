@@ -1,11 +1,14 @@
 """Every use of private torch API, behind names of our own.
 
 Nothing else in zc imports ``torch._dynamo``, ``torch._inductor``, ``torch._functorch``,
-``torch._subclasses`` or ``torch.distributed._*``. Each function has a test in
-``tests/test_torch_private.py`` that names the torch versions it was tried on.
+``torch._subclasses`` or ``torch.distributed._*``, except ``torch_private_frames``, which goes on
+here. Each function has a test in ``tests/test_torch_private.py`` that names the torch versions it
+was tried on.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from torch._dynamo import exc
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch import partitioners
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from zc.errors import CaptureError
 
@@ -66,12 +70,17 @@ def trace_again_if_needed(graph_module: fx.GraphModule, external_graph: bool) ->
     wanted -= _retracing.keys()
     if not wanted:
         return
-    if not _retracing:
+    _turn_on(wanted)
+    raise _TraceAgain(restart_reason=f"zc needs {', '.join(sorted(wanted))}")
+
+
+def _turn_on(options: set[str]) -> None:
+    """Set ``options`` of Dynamo until the compilation that is going on has ended."""
+    if options and not _retracing:
         torch._dynamo.callback.on_compile_end(_compile_ended)
-    for option in wanted:
+    for option in options:
         _retracing[option] = getattr(torch._dynamo.config, option)
         setattr(torch._dynamo.config, option, True)
-    raise _TraceAgain(restart_reason=f"zc needs {', '.join(sorted(wanted))}")
 
 
 def _compile_ended(_: Any) -> None:
@@ -87,10 +96,43 @@ def _restore_settings() -> None:
     _retracing.clear()
 
 
+def trace_backward(package: str) -> bool:
+    """Let Dynamo trace ``backward()`` in the frame it is tracing, if ``package`` compiles that.
+
+    As ``trace_again_if_needed``, before the frame breaks; called while Dynamo traces it. Returns
+    whether the backend of the frame is a function of ``package``.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    backend = _innermost_backend(InstructionTranslator.current_tx().output.compiler_fn)
+    if str(getattr(backend, "__module__", "")).partition(".")[0] != package:
+        return False
+    _turn_on({"trace_autograd_ops"} - _retracing.keys())
+    return True
+
+
+def _innermost_backend(backend: Any) -> Any:
+    """The function that a backend is, under torch's wrappers."""
+    while True:
+        inner = getattr(backend, "_torchdynamo_orig_backend", None)
+        inner = inner or getattr(backend, "compiler_fn", None)
+        if inner is None:
+            return backend
+        backend = inner
+
+
 def backward_outside(graph_module: fx.GraphModule) -> bool:
     """Whether this frame broke because the loss it returns has lost its graph to ``backward()``."""
     reason = getattr(graph_module, "compile_subgraph_reason", None)
     return reason is not None and "consumed returned tensor" in reason.reason
+
+
+def backward_under_default_device(graph_module: fx.GraphModule) -> bool:
+    """Whether this frame broke because a default device, a mode, hid ``backward()`` from Dynamo."""
+    reason = getattr(graph_module, "compile_subgraph_reason", None)
+    if reason is None or "torch.autograd, qualname: backward," not in reason.reason:
+        return False
+    return any(frame.filename.endswith("torch/utils/_device.py") for frame in reason.user_stack)
 
 
 def compile_for_autograd(
@@ -177,6 +219,42 @@ def fake_mode_of(values: Sequence[Any]) -> FakeTensorMode:
     return FakeTensorMode()
 
 
+@contextmanager
+def without_fake_tensor_logs() -> Iterator[None]:
+    """Keep torch from logging a traceback for what becomes an error of ours."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def is_fake(value: Any) -> bool:
+    """Whether ``value`` is a fake tensor."""
+    return isinstance(value, FakeTensor)
+
+
+@contextmanager
+def outside_tracing() -> Iterator[None]:
+    """Code runs as it would run eagerly meanwhile, though torch is compiling around us."""
+    kept = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = False
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        torch.compiler._is_compiling_flag = kept
+
+
+def is_composite(op: str) -> bool:
+    """Whether ``op``, as ``aten::square_``, consists of other ops and has no kernel of its own."""
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(op, "CompositeImplicitAutograd")
+    except RuntimeError:  # no such op
+        return False
+
+
 def source_expression(placeholder: fx.Node) -> str:
     """The expression a Dynamo placeholder was read from, as ``L['self']._modules['a']``; or ''."""
     argument = placeholder.meta.get("grapharg")
@@ -247,12 +325,21 @@ def inductor_counts() -> dict[str, int]:
     }
 
 
-def has_cpp_compiler() -> bool:
-    """Whether Inductor finds a working C++ compiler."""
+def cpp_compiler() -> str:
+    """The C++ compiler that Inductor uses.
+
+    Raises:
+        torch._inductor.exc.InvalidCxxCompiler: when there is none.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
 
+    return get_cpp_compiler()
+
+
+def has_cpp_compiler() -> bool:
+    """Whether Inductor finds a working C++ compiler."""
     try:
-        get_cpp_compiler()
+        cpp_compiler()
     except Exception:  # Inductor raises one of several kinds, none of them public
         return False
     return True
@@ -270,7 +357,12 @@ def is_compiled_wrapper(module: torch.nn.Module) -> bool:
 
 def in_backward() -> bool:
     """Whether autograd is running a backward pass on this thread."""
-    return torch._C._current_graph_task_id() != -1
+    return backward_number() != -1
+
+
+def backward_number() -> int:
+    """Which backward pass autograd is running on this thread; -1 for none."""
+    return torch._C._current_graph_task_id()
 
 
 def check_version() -> None:

@@ -1,4 +1,4 @@
-"""Both benchmarks, one after the other: ``make bench``, or ``python examples/benchmarks``."""
+"""All benchmarks, one after the other: ``make bench``, or ``python examples/benchmarks``."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 def main() -> None:
     folder = Path(__file__).parent
-    for name in ("train_step.py", "memory.py"):
+    for name in ("train_step.py", "memory.py", "update.py"):
         print(f"## {name}\n", flush=True)
         subprocess.run([sys.executable, str(folder / name)], check=True)
         print(flush=True)

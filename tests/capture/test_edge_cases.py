@@ -41,6 +41,17 @@ class CloneOut(nn.Module):
         return self.a(x).tanh().clone()
 
 
+class TimesWeight(nn.Module):
+    """Reads its weight in an in-place product with something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(1, 2, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sin().mul_(self.w)
+
+
 class SavesSign(torch.autograd.Function):
     """Backward alone reads something computed from the weight, and returns a saved input."""
 
@@ -113,6 +124,12 @@ def odd_cases(rank: int, world: int) -> dict[str, Any]:
     out = compiled(CloneOut())(inputs(0, rank))
     out.mul_(3.0)
     out.sum().backward()
+    plain = TimesWeight()
+    torch.compile(plain, backend="zero", options=OPTIONS | {"passes": "zero0"})(
+        inputs(0, rank)
+    ).sum().backward()
+    mean = torch.stack([inputs(0, r).sin().sum(0) for r in range(world)]).mean(0)
+    found["in place"] = (plain.w.grad - mean).abs().max().item()
     model, x = UsesSign(), inputs(0, rank).requires_grad_()
     compiled(model)(x).sum().backward()
     found["sign"] = model._parameters["w"].grad is not None
@@ -136,6 +153,10 @@ def test_gradients_changed_in_the_step(results: Any, change: str, before: str) -
 
 def test_a_compiled_model_changes_its_dtype(results: Any) -> None:
     assert all(found["dtype"] is torch.float64 for found in results)
+
+
+def test_a_product_in_place_reads_the_parameter(results: Any) -> None:
+    assert all(found["in place"] <= ROUNDING for found in results)
 
 
 def test_backward_alone_reads_a_weight_and_returns_what_was_saved(results: Any) -> None:

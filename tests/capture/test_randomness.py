@@ -111,6 +111,16 @@ def test_backward_sees_the_mask_of_forward():
     assert loss.item() == pytest.approx(2 * torch.sin(torch.tensor(1.0)).item() * kept.sum().item())
 
 
+def test_low_precision_drops_with_the_probability_asked_for():
+    """Numbers drawn in bf16 come in steps of 1/256: below 0.003 there would be only 0."""
+    p, count = 0.003, 200_000
+    x = torch.ones(count, dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    kept = torch.compile(lambda x: F.dropout(x, p), backend="zero", options=OPTIONS)(x)
+    dropped = (kept == 0).sum().item()
+    assert abs(dropped - p * count) < SIGMAS * (p * count) ** 0.5
+
+
 def test_neighbouring_streams_are_unrelated():
     device = torch.device("cpu")
     seeds = [torch.tensor(s) for s in (0, 1)]

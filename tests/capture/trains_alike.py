@@ -29,6 +29,7 @@ from zc.comm.wire import METER
 
 LOW_PRECISION = 2e-2  # relative; bf16 has 8 bits, and three steps of AdamW carry them on
 ACCUMULATED = 1e-6  # of the largest; DDP adds the averages so far to what it averages next
+LOWERED = 1e-6  # relative; a generated kernel rounds intermediate values of AdamW otherwise
 NORM = 1e-6  # relative; squares are summed per shard first
 GROWING = ((3, 5), (4, 5), (5, 7))
 
@@ -253,7 +254,7 @@ def returning_the_loss_itself(rank: int, level: int) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         losses = [step(batch(i, rank)).item() for i in range(len(SIZES))]
-    assert losses == train_reference(new_net(), rank)
+    _assert_close(losses, train_reference(new_net(), rank), LOWERED)
     line = step.__wrapped__.__code__.co_firstlineno  # type: ignore[attr-defined]
     name = f"trains_alike.py:{line} returning_the_loss_itself.<locals>.step"
     texts = [str(w.message) for w in caught if "loss.detach()" in str(w.message)]

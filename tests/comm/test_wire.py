@@ -7,6 +7,7 @@ from multiprocess import run_ranks
 from zc.comm.wire import METER, all_gather, all_reduce, reduce_scatter, sum_in_rank_order
 
 WORLD = 4
+PRODUCT = 1e-6  # relative; gloo multiplies in an order of its own
 
 
 def numbers(rank: int, *shape: int) -> torch.Tensor:
@@ -46,8 +47,18 @@ def check_odd_sizes(rank: int) -> None:
     assert METER.sent == {"all_reduce": 2 * 3 * 2 * 4}  # to 3 ranks, blocks of 2 elements, twice
     assert torch.equal(found, sum_in_rank_order(every, "sum"))
     assert torch.equal(all_reduce(torch.tensor(2.0), dist.group.WORLD).wait(), torch.tensor(2.0))
-    highest = all_reduce(every[rank], dist.group.WORLD, "max").wait()
-    assert torch.equal(highest, torch.stack(every).amax(0))
+
+
+def check_other_reductions(rank: int) -> None:
+    every = [numbers(r, 8, 3) for r in range(WORLD)]
+    together = torch.stack(every)
+    results = {"max": together.amax(0), "min": together.amin(0), "product": together.prod(0)}
+    for op, expected in results.items():
+        mine = reduce_scatter(every[rank], dist.group.WORLD, op).wait()
+        torch.testing.assert_close(mine, expected[2 * rank : 2 * rank + 2], rtol=PRODUCT, atol=0)
+        whole = all_reduce(every[rank], dist.group.WORLD, op).wait()
+        torch.testing.assert_close(whole, expected, rtol=PRODUCT, atol=0)
+    assert torch.equal(every[rank], numbers(rank, 8, 3))  # operands are left alone
 
 
 def check_overlap(rank: int) -> None:
@@ -61,6 +72,7 @@ def check(rank: int, world: int) -> None:
     check_gather(rank)
     check_reductions(rank)
     check_odd_sizes(rank)
+    check_other_reductions(rank)
     check_overlap(rank)
 
 

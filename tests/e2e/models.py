@@ -69,6 +69,13 @@ class Recurrent(nn.Module):
         return self.out(self.lstm(self.embed(tokens))[0])
 
 
+def demo_gpt() -> nn.Module:
+    """The model that the demo trains, 10.7 million parameters."""
+    from gpt import GPT, Config  # type: ignore[import-not-found]
+
+    return GPT(Config())
+
+
 def gpt() -> nn.Module:
     from gpt import GPT, Config  # type: ignore[import-not-found]
 

@@ -20,8 +20,8 @@ DIMENSIONS = (tuple(CASES), WORLDS, STAGES, LEVELS, EXECUTORS, CLIPS)
 
 LOSS = 1e-5  # relative; same operations, gradients summed in another order on 4 ranks
 STATE = 1.0  # of 1e-5 ||p|| + 1e-2 lr sqrt(numel)
-INDUCTOR_LOSS = 1e-4  # fused regions round differently: sums in vector lanes, contracted products
-INDUCTOR_STATE = 10.0  # the same; AdamW divides by small second moments, which magnifies it
+INDUCTOR_LOSS = 1e-5  # fused regions round differently: sums in vector lanes, contracted products
+INDUCTOR_STATE = 1.0  # the same; AdamW divides by small second moments, which magnifies it
 NORM = 1e-5  # relative; squares are summed per shard first
 
 

@@ -1,5 +1,6 @@
 """The memory that the verifier predicts is the memory that a step takes."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from torch import nn
 
 import zc
 from zc.capture.session import Session
+from zc.comm.wire import Pending
 from zc.program.liveness import peak_bytes
 from zc.program.program import Program
 from zc.run.executor import build_loop
 
 TOLERANCE = 0.10
-REPEATS = 3  # the least counts: a gloo thread may let go of what it has sent a moment late
+REPEATS = 3  # the least counts
+SECONDS_TO_LET_GO = 0.005  # a gloo thread holds what it has sent a moment longer than the wait
 FEW, MANY = (1, 16), (8, 64)  # batch and length: parameters or activations weigh more
 
 
@@ -50,6 +53,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., torch.Tensor]]] =
 }
 
 
+class Settled(Pending):
+    """A collective that nothing holds any more when its result is there."""
+
+    def __init__(self, work: Any, finish: Callable[[], torch.Tensor]) -> None:
+        def finish_later() -> torch.Tensor:
+            time.sleep(SECONDS_TO_LET_GO)
+            return finish()
+
+        super().__init__(work, finish_later)
+
+
 class Watch:
     """Runs the loops of compiled functions under a tracker, once there is one.
 
@@ -68,11 +82,12 @@ class Watch:
         with (
             patch("zc.backend.build_loop", self._build),
             patch.object(Session, "finished", finished),
+            patch("zc.comm.wire.Pending", Settled),
         ):
             yield
 
-    def _build(self, *args: Any) -> Callable[[list[Any]], list[Any]]:
-        loop = build_loop(*args)
+    def _build(self, *args: Any, **kwargs: Any) -> Callable[[list[Any]], list[Any]]:
+        loop = build_loop(*args, **kwargs)
 
         def run(values: list[Any]) -> list[Any]:
             if self.tracker is None:

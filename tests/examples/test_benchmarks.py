@@ -131,3 +131,19 @@ def test_losses_that_differ_are_named():
     assert summary.markdown(rows, {"cores": 2}).splitlines()[3] == (
         "| zc | 1,000.0 | 1.00 | 1,000.0 | 0.0 | 0.0 | - | - | 1.0 | - |"
     )
+
+
+def test_an_update_of_every_system(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "update.py"), "--millions", "0.01", "--rounds", "2",
+         "--systems", "loop", "foreach", "fused", "zc", f"--out={tmp_path}"],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in parse(done.stdout) if row[0].startswith("0.01M")]
+    assert [row[:2] for row in rows] == [
+        [f"0.01M {kind}", system]
+        for kind in ("few", "many")
+        for system in ("loop", "foreach", "fused", "zc")
+    ]
+    assert rows[3][-1] == "28"

@@ -4,9 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kernel_specs import spec
+from zc.codegen.triton_target import render_triton
 
 from zc.pipelines.discovery import pass_class, pass_names, summary_of
 from zc.pipelines.pipeline import PassPipeline
@@ -21,9 +24,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def run(script: str, folder: Path, *launcher: str) -> Path:
-    """Run ``script`` node by node with a dump; the folder of its one training program."""
-    (folder / "train.py").write_text(script.replace('"zero3"', '"zero3", "executor": "interpret"'))
+def run(script: str, folder: Path, *launcher: str, programs: int = 1) -> Path:
+    """Run ``script`` node by node with a dump; the folder of the last of its programs."""
+    interpreted = re.sub(r'("passes": "zero\d")', r'\1, "executor": "interpret"', script)
+    (folder / "train.py").write_text(interpreted)
     environment = os.environ | {"ZC_DUMP": "dump", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
         [sys.executable, *launcher, "train.py"],
@@ -34,8 +38,9 @@ def run(script: str, folder: Path, *launcher: str) -> Path:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    (program,) = (folder / "dump").glob("*/")
-    return program
+    found = sorted((folder / "dump").glob("*/"))
+    assert len(found) == programs
+    return found[-1]
 
 
 def test_level_1_on_one_process(tmp_path: Path):
@@ -47,10 +52,27 @@ def test_level_2_on_two_processes_gives_the_printed_programs(tmp_path: Path):
     setup, _, level2 = blocks("python")
     program = run(setup + level2, tmp_path, *TORCHRUN)
     before, after = blocks("text")
-    for excerpt, name in ((before, "00-capture.ir"), (after, "02-clean_graph.ir")):
+    for excerpt, name in ((before, "00-capture.ir"), (after, "03-clean_graph.ir")):
         lines = iter((program / name).read_text().splitlines())
         missing = [line for line in excerpt.splitlines() if line not in lines]  # in this order
         assert missing == [], name
+
+
+def test_level_1_with_a_compiled_update(tmp_path: Path):
+    setup, level1, _ = blocks("python")
+    update, *_ = blocks("py")
+    run(setup + update + level1, tmp_path, programs=2)
+
+
+def test_parts_of_a_batch_and_fp16(tmp_path: Path):
+    setup, *_ = blocks("python")
+    _, parts, fp16, _ = blocks("py")
+    run(setup + parts + fp16, tmp_path, programs=2)
+
+
+def test_the_kernel_is_what_is_rendered():
+    *_, kernel = blocks("py")
+    assert kernel in render_triton(replace(spec("adamw"), name="adamw"))
 
 
 def test_the_pass_pipeline_is_right(tmp_path: Path):
@@ -58,7 +80,9 @@ def test_the_pass_pipeline_is_right(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(text)
     assert [p.name for p in PassPipeline.resolve(str(tmp_path / "mine.yaml")).passes] == [
         "shard_params",
+        "shard_update",
         "clean_graph",
+        "lower_update",
     ]
 
 

@@ -90,21 +90,21 @@ IN_FILES = {
         "1: option 'overlap' of 'prefetch_gathers' must be a number; got inf",
     ),
     "yes for true": (
-        "passes: [{lower_update: {path: p, checked: yes}}]",
-        "1: option 'checked' of 'lower_update' must be true or false; got 'yes'",
+        "passes: [{lower_kernels: {path: p, checked: yes}}]",
+        "1: option 'checked' of 'lower_kernels' must be true or false; got 'yes'",
     ),
     "number for text": (
-        "passes: [{lower_update: {path: 3}}]",
-        "1: option 'path' of 'lower_update' must be text; got 3",
+        "passes: [{lower_kernels: {path: 3}}]",
+        "1: option 'path' of 'lower_kernels' must be text; got 3",
     ),
     "not one of the choices": (
-        "passes: [{lower_update: {path: p, target: tritn}}]",
-        "1: option 'target' of 'lower_update' must be 'auto' or 'triton' or 'cpp'; got 'tritn'; "
+        "passes: [{lower_kernels: {path: p, target: tritn}}]",
+        "1: option 'target' of 'lower_kernels' must be 'auto' or 'triton' or 'cpp'; got 'tritn'; "
         "did you mean 'triton'?",
     ),
     "missing option": (
-        "passes:\n  - lower_update\n",
-        "2: 'lower_update' needs its option 'path'",
+        "passes:\n  - lower_kernels\n",
+        "2: 'lower_kernels' needs its option 'path'",
     ),
     "requirement not provided": (
         "passes:\n  - prefetch_gathers\n  - shard_params\n",

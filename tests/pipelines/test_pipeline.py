@@ -24,7 +24,7 @@ passes:
   - shard_params: {persist_below: 100KB, zero_stage: 3}
   - prefetch_gathers: {memory: null, lead_time: 10ms, overlap: 0.5}
   - clean_graph
-  - lower_update: {path: "/my disk", target: triton, checked: true}
+  - lower_kernels: {path: "/my disk", target: triton, checked: true}
   - clean_graph
 """
 
@@ -51,7 +51,7 @@ def test_a_file_becomes_passes_with_typed_options(tmp_path: Path):
         pass_class("shard_params")(zero_stage=3, persist_below=Bytes("100KB")),
         pass_class("prefetch_gathers")(lead_time=Duration(0.01), overlap=0.5),
         pass_class("clean_graph")(),
-        pass_class("lower_update")(path="/my disk", target="triton", checked=True),
+        pass_class("lower_kernels")(path="/my disk", target="triton", checked=True),
         pass_class("clean_graph")(),
     )
 
@@ -86,10 +86,12 @@ def test_every_way_to_name_the_same_pass_pipeline(tmp_path: Path):
 def test_builtins_are_canonical(zero_stage: int):
     name = f"zero{zero_stage}"
     pipeline = PassPipeline.resolve(name)
-    assert pipeline.passes == (shard_params(zero_stage=zero_stage), pass_class("clean_graph")())
+    rest = [pass_class(n)() for n in ("shard_update", "clean_graph", "lower_update")]
+    assert pipeline.passes == (shard_params(zero_stage=zero_stage), *rest)
     assert pipeline.to_yaml() == (
         f"name: {name}\nexecutor: inductor\npasses:\n"
-        f"  - shard_params: {{zero_stage: {zero_stage}}}\n  - clean_graph\n"
+        f"  - shard_params: {{zero_stage: {zero_stage}}}\n"
+        "  - shard_update\n  - clean_graph\n  - lower_update\n"
     )
 
 
@@ -119,7 +121,7 @@ def pipelines(draw: st.DrawFn) -> PassPipeline:
         lead_time=draw(DURATIONS),
         overlap=draw(st.floats(allow_nan=False, allow_infinity=False)),
     )
-    lowering = pass_class("lower_update")(
+    lowering = pass_class("lower_kernels")(
         path=draw(TEXTS), target=draw(st.sampled_from(["auto", "cpp"])), checked=draw(st.booleans())
     )
     more = draw(st.lists(st.sampled_from([prefetching, lowering, pass_class("clean_graph")()])))

@@ -47,7 +47,7 @@ def test_a_program_on_one_process_says_so() -> None:
     [
         (torch.empty(2, 3), "f32[2, 3]"),
         (torch.empty((), dtype=torch.bfloat16), "bf16[]"),
-        ((torch.empty(1, dtype=torch.bool), 3), "(bool[1], opaque)"),
+        ((torch.empty(1, dtype=torch.bool), 3), "(bool[1], number)"),
         (None, "none"),
     ],
 )

@@ -13,8 +13,8 @@ import zc.backend
 from zc.capture.random_ops import UNIFORM
 from zc.program.nodes import input_of
 from zc.program.program import Program
-from zc.run import late_state
 from zc.run.executor import build_loop
+from zc.run.late_state import CELLS, Cell
 from zc.run.lockstep import lockstep
 from zc.run.split import late_bound, split_program
 
@@ -32,12 +32,9 @@ def joint() -> Program:
     return zc.capture(dropped, torch.ones(2, 4), weight, passes="zero0")
 
 
-@pytest.fixture
-def _seed_7(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(late_state._READERS, "seed", lambda: torch.tensor(7))
+SEED_7 = {"seed": Cell(torch.tensor(7))}
 
 
-@pytest.mark.usefixtures("_seed_7")
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_halves_compute_what_the_whole_does(executor: str):
     program = joint()
@@ -49,8 +46,8 @@ def test_halves_compute_what_the_whole_does(executor: str):
     leading, trailing = program.outputs[:count], program.outputs[count:]
     values: Any = forward.graph.find_nodes(op="output")[0].args[0]
     outputs = [*leading, *[zc.backend._SAVED] * (len(values) - count)]
-    run_forward = build_loop(program, forward.graph, outputs, executor, "forward")
-    run_backward = build_loop(program, backward.graph, trailing, executor, "backward")
+    run_forward = build_loop(program, forward.graph, outputs, executor, "forward", SEED_7)
+    run_backward = build_loop(program, backward.graph, trailing, executor, "backward", SEED_7)
     results = run_forward([x, weight])
     grads = run_backward([*results[count:], tangent])
     for found, wanted in zip([*results[:count], *grads], expected, strict=True):
@@ -66,28 +63,24 @@ def test_the_program_stays_whole_when_it_is_split():
     assert str(program) == before
 
 
-def test_state_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch):
-    seeds = iter([1, 1, 2])
-    monkeypatch.setitem(late_state._READERS, "seed", lambda: torch.tensor(next(seeds)))
+def test_state_is_read_at_each_call():
+    cell = Cell(torch.tensor(1))
     program = zc.capture(torch.rand_like, torch.ones(8))
     assert program.graph.find_nodes(op="call_function", target=UNIFORM)
-    loop = build_loop(program, program.graph, program.outputs, "interpret", "step")
-    one, again, other = (loop([torch.ones(8)])[0] for _ in range(3))
+    graph, outputs = program.graph, program.outputs
+    loop = build_loop(program, graph, outputs, "interpret", "step", {"seed": cell})
+    one, again = (loop([torch.ones(8)])[0] for _ in range(2))
+    cell.value = torch.tensor(2)
+    (other,) = loop([torch.ones(8)])
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
 
-def test_state_can_be_provided(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(late_state, "_READERS", dict(late_state._READERS))
-    late_state.provide_state("rate", lambda: torch.tensor(0.5))
-    assert late_state.read_state("rate") == 0.5
-
-
 def test_a_seed_follows_manual_seed():
     torch.manual_seed(3)
-    one = late_state.draw_seed()
+    one = CELLS["seed"].value
     torch.manual_seed(3)
-    assert torch.equal(one, late_state.draw_seed())
+    assert torch.equal(one, CELLS["seed"].value)
 
 
 def test_state_that_was_not_bound():

@@ -12,12 +12,25 @@ import torch
 from multiprocess import fake_world
 from run.programs import BATCH, layered, random_values, run
 from torch import fx
+from tracing import physical, program_of
 
 from zc.run.executor import build_loop
 from zc.run.lockstep import lockstep
 from zc.run.loop import LoopWriter
 
 TWO = {"w0": (16, 16), "w1": (16, 16)}
+
+
+COMPILED = 1e-6  # absolute, of numbers near 1: compiled regions add in another order
+
+
+def looped(world: int = 2) -> Any:
+    """One parameter and three micro-batches, stage 2."""
+
+    def loss(p: dict[str, torch.Tensor], x: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (x["x"] @ p["w"]).square().mean()
+
+    return physical(program_of(loss, {"w": (16, 4)}, {"x": (6, 16)}, world, count=3), 2)
 
 
 def source_of(program: Any, executor: str = "interpret") -> str:
@@ -34,6 +47,21 @@ def test_source_with_padding(golden: Callable[..., None]):
     """Padded shards are bound at entry and narrowed at return."""
     with fake_world(4):
         golden(source_of(layered({"w0": (16, 5), "w1": (5, 16)}, world=4)), ".py")
+
+
+def test_source_of_a_loop(golden: Callable[..., None]):
+    """What the loop reads from before it is let go behind it."""
+    with fake_world(2):
+        golden(source_of(looped()), ".py")
+
+
+@pytest.mark.parametrize("executor", ["interpret", "inductor"])
+def test_a_loop_equals_lockstep(executor: str):
+    program = looped(world=1)
+    values = random_values(program)
+    (expected,) = lockstep(program, [[v.clone() for v in values]])
+    for found, wanted in zip(run(program, executor, values), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=COMPILED)
 
 
 def test_it_equals_lockstep_bit_for_bit():

@@ -51,5 +51,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "zero2": lambda: stage(2),
     "zero3": lambda: stage(3),
     "zero3_bf16": lambda: stage(3, compute_dtype=torch.bfloat16),
+    "zero1_looped": lambda: stage(1, count=2),
+    "zero3_looped": lambda: stage(3, count=2),
     "zero3_updated": lambda: updated(3),
 }

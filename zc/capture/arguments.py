@@ -7,7 +7,7 @@ puts the marker behind parameters that were never sharded, so that all programs 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from zc.state.markers import PARAM
 from zc.state.spec import spec_of
 
 _STEP = re.compile(r"_(?:modules|parameters|buffers)\['([^']+)'\]|\.(\w+)|\['(\w+)'\]")
+_HELD = re.compile(r"_held(?:\.|'?\]\.)?of_(\d+)\[(\d+)\]")
 _PARAM_OPS = (PARAM, torch.ops.zc.param)
 
 
@@ -46,11 +47,12 @@ def describe_arguments(graph: fx.Graph, examples: Sequence[Any]) -> list[Argumen
     placeholders = graph.find_nodes(op="placeholder")
     found: list[Argument] = []
     taken: set[str] = set()
+    names: dict[str, str] = {}
     for index, (node, example) in enumerate(zip(placeholders, examples, strict=True)):
         expression = torch_private.source_expression(node)
         kind = _kind(expression, example)
         name = qualified_name(expression) if kind in ("param", "buffer", "grad") else expression
-        name = name or node.name
+        name = _name_at_rest(example, expression) or name or node.name
         if kind != "grad":  # a gradient bears the name of its parameter
             while name in taken:
                 name += "'"
@@ -59,7 +61,25 @@ def describe_arguments(graph: fx.Graph, examples: Sequence[Any]) -> list[Argumen
         trainable = isinstance(example, torch.Tensor) and example.requires_grad
         ties = _further_names(example, name) if kind == "param" else ()
         found.append(Argument(index, kind, name, sharded, trainable, ties))
-    return found
+        names[expression] = name
+    pairs = zip(found, map(torch_private.source_expression, placeholders), strict=True)
+    return [_after_its_parameter(argument, expression, names) for argument, expression in pairs]
+
+
+def _after_its_parameter(argument: Argument, expression: str, names: dict[str, str]) -> Argument:
+    """A gradient bears the name of its parameter, however the function reaches that."""
+    owner = names.get(expression.removesuffix(".grad")) if argument.kind == "grad" else None
+    return argument if owner is None else replace(argument, name=owner)
+
+
+def _name_at_rest(example: Any, expression: str) -> str:
+    """The name of a parameter that the function reaches through its optimizer, not its module."""
+    place = _HELD.search(expression)
+    if place is None:
+        return ""
+    param = example if not expression.endswith(".grad") else None
+    spec = spec_of(param) if isinstance(param, torch.Tensor) else None
+    return spec.name if spec is not None else f"param{place.group(2)}"
 
 
 def _further_names(param: torch.Tensor, name: str) -> tuple[str, ...]:

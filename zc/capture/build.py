@@ -10,20 +10,29 @@ randomness made explicit, and all types derived anew, so that passes may trust t
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
 from zc import torch_private
-from zc.capture import checkpointing, markers_merge, randomness, user_collectives
+from zc.capture import (
+    checkpointing,
+    foreach,
+    markers_merge,
+    microbatches,
+    randomness,
+    updates,
+    user_collectives,
+)
 from zc.capture.arguments import Argument
 from zc.capture.provenance import stamp_captured
 from zc.errors import CaptureError
 from zc.program.analysis import parameter_sources
 from zc.program.collectives import hint
 from zc.program.edit import node_name
+from zc.program.layout import Layout
 from zc.program.mesh import Mesh
 from zc.program.nodes import input_of, set_input, value_of
 from zc.program.printer import print_node
@@ -39,7 +48,8 @@ class Traced:
     """What capture knows about one traced graph.
 
     ``forward_outputs`` is how many leading outputs the forward half of a joint graph returns,
-    ``None`` for a graph that runs as a whole.
+    ``None`` for a graph that runs as a whole. ``at_rest`` has the layouts of sharded parameters,
+    for those that nothing reads.
     """
 
     module: fx.GraphModule
@@ -47,6 +57,7 @@ class Traced:
     mesh: Mesh
     name: str
     forward_outputs: int | None = None
+    at_rest: dict[str, Layout] = field(default_factory=dict)
 
 
 def build_program(traced: Traced) -> Program:
@@ -74,9 +85,12 @@ def build_program(traced: Traced) -> Program:
     program.level = 2 if traced.forward_outputs is None and backward else 1
     program.forward_outputs = traced.forward_outputs or 0
     _fill_params(program, traced)
+    foreach.split_lists(program)
+    updates.settle_updates(program)
     markers_merge.canonicalize(program)
+    sums = microbatches.make_loops(program)
     user_collectives.adopt(program)
-    _describe_outputs(program)
+    _describe_outputs(program, sums)
     _name_inputs(program)
     randomness.make_explicit(program)
     checkpointing.recompute_tagged(program)
@@ -132,10 +146,11 @@ def _fill_params(program: Program, traced: Traced) -> None:
         marker = marked.get(argument.index)
         value = value_of(node)
         dtype, reduce_dtype = value.dtype, value.dtype
-        layout = layout_from_args(value.shape, -1, "dp", traced.mesh.size("dp"))
+        whole = layout_from_args(value.shape, -1, "dp", traced.mesh.size("dp"), value.dtype)
+        layout = traced.at_rest.get(name, whole)
         if marker is not None:
             _, shape, dim, axis, world, dtype, reduce_dtype, _ = marker.args
-            layout = layout_from_args(shape, dim, axis, world)
+            layout = layout_from_args(shape, dim, axis, world, value.dtype)
         program.params[name] = Param(
             name=name,
             id=len(program.params),
@@ -150,8 +165,11 @@ def _fill_params(program: Program, traced: Traced) -> None:
         )
 
 
-def _describe_outputs(program: Program) -> None:
-    """Say of each output what becomes of it; gradients the user changed are the user's values."""
+def _describe_outputs(program: Program, sums: dict[fx.Node, str]) -> None:
+    """Say of each output what becomes of it; gradients the user changed are the user's values.
+
+    ``sums`` are the gradients that loops over micro-batches have added up.
+    """
     program.outputs = []
     for i, value in enumerate(program.output_values()):
         forward = i < program.forward_outputs or program.level == 2 or not program.training
@@ -163,6 +181,8 @@ def _describe_outputs(program: Program) -> None:
             kind = "opaque"
         elif isinstance(value, fx.Node) and value.target is GRAD:
             kind, subject = "grad", stamp_of(value).param
+        elif value in sums:
+            kind, subject = "grad", sums[value]
         program.outputs.append(Output(kind, subject, FORWARD if forward else BACKWARD))
 
 
@@ -189,6 +209,8 @@ def _retype(program: Program) -> None:
                 with program.fake_mode:
                     value = value_of(node)
                     node.meta["val"] = value.new_empty(param.layout.storage_shape)
+        elif input_of(node).kind == "grad":
+            _make_static(program, node)
     try:
         retype(program, program.graph)
     except Exception as error:
@@ -197,6 +219,14 @@ def _retype(program: Program) -> None:
             f"type of {print_node(node) if node else program.name} cannot be derived: {error}; "
             f"please report this with the dump of options={{'dump': DIR}}"
         ) from error
+
+
+def _make_static(program: Program, grad: fx.Node) -> None:
+    """A gradient has its parameter's shape; torch makes symbols where a shard is a view."""
+    value = value_of(grad)
+    sizes, strides = [[hint(s) for s in given] for given in (value.shape, value.stride())]
+    with program.fake_mode:
+        grad.meta["val"] = value.new_empty_strided(sizes, strides)
 
 
 def _first_failing(program: Program) -> fx.Node | None:

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import fx
 
+from zc.capture.microbatch_calls import micro_batch_of
 from zc.errors import CaptureError
 from zc.program.edit import Editor, erase_dead
 from zc.program.nodes import input_of, value_of
 from zc.program.program import Program
 from zc.program.stamps import restamp, stamp_of
 from zc.state.markers import GRAD, PARAM
+from zc.state.step import UPDATE
 
 aten: Any = torch.ops.aten
-_ALIASES = (aten.view.default, aten.alias.default, aten.detach.default, aten._unsafe_view.default)
-_EMPTY = (aten.empty_like.default, aten.empty.memory_format, aten.empty_strided.default)
+ALIASES = (aten.view.default, aten.alias.default, aten.detach.default, aten._unsafe_view.default)
+EMPTY = (aten.empty_like.default, aten.empty.memory_format, aten.empty_strided.default)
 _UNKNOWN = (
     "a parameter is read, or its gradient comes out, where capture cannot tell which one it is; "
     "parameters inside torch.cond or other higher-order ops are not supported: move them outside"
@@ -71,7 +73,7 @@ def _merge_reads(program: Program) -> None:
 def _to_input(value: Any) -> list[fx.Node]:
     """``value`` and what it is an alias of, down to the input."""
     path = [value]
-    while path[-1].op == "call_function" and path[-1].target in _ALIASES:
+    while path[-1].op == "call_function" and path[-1].target in ALIASES:
         path.append(path[-1].args[0])
     return path
 
@@ -85,11 +87,12 @@ def _merge_gradients(program: Program) -> None:
         restamp(node, param=name)
         for user in list(node.users):
             local: Any = node.args[1]
-            if user.target in _ALIASES and list(value_of(user).shape) == list(local):
+            if user.target in ALIASES and list(value_of(user).shape) == list(local):
                 user.replace_all_uses_with(node)
                 program.graph.erase_node(user)
+    calls = micro_batch_of(program.graph)
     for node in list(program.graph.find_nodes(op="call_function", target=aten.add.Tensor)):
-        _merge_sum(program, node)
+        _merge_sum(program, node, calls)
     for node in program.graph.find_nodes(op="call_function", target=GRAD):
         _localize(program, node)
 
@@ -103,10 +106,10 @@ def _localize(program: Program, grad: fx.Node) -> None:
     local: Any = grad.args[1]
     grad.args = (grad.args[0], list(layout.storage_shape), *grad.args[2:])
     for user in list(grad.users):
-        if layout.world > 1 and _fills_fresh(user, grad):
+        if layout.world > 1 and fills_fresh(user, grad):
             user.replace_all_uses_with(grad)
             erase_dead(program.graph, [user])
-    readers = [user for user in grad.users if user.op == "call_function"]
+    readers = [u for u in grad.users if u.op == "call_function" and u.target is not UPDATE]
     if not layout.padded or not readers:
         return
     edit = Editor(program, program.graph, made_by="capture")
@@ -117,20 +120,26 @@ def _localize(program: Program, grad: fx.Node) -> None:
         reader.replace_input_with(grad, part)
 
 
-def _fills_fresh(user: fx.Node, grad: fx.Node) -> bool:
+def fills_fresh(user: fx.Node, grad: fx.Node) -> bool:
+    """Whether ``user`` copies ``grad`` into a new tensor, as autograd does for ``.grad``."""
     if user.target is not aten.copy.default or user.args[1] is not grad:
         return False
     target = user.args[0]
-    return isinstance(target, fx.Node) and target.target in _EMPTY
+    return isinstance(target, fx.Node) and target.target in EMPTY
 
 
-def _merge_sum(program: Program, total: fx.Node) -> None:
-    """``zc.grad(a) + zc.grad(b)`` of one parameter becomes ``zc.grad(a + b)``."""
+def _merge_sum(program: Program, total: fx.Node, calls: dict[fx.Node, fx.Node]) -> None:
+    """``zc.grad(a) + zc.grad(b)`` of one parameter becomes ``zc.grad(a + b)``.
+
+    Not where ``a`` and ``b`` belong to different ``calls`` of ``zc.microbatches``, or one to none.
+    """
     left, right = total.args[:2]
     both = isinstance(left, fx.Node) and isinstance(right, fx.Node) and not total.kwargs
     if not both or left.target is not GRAD or right.target is not GRAD:  # type: ignore[union-attr]
         return
     if left.args[8] != right.args[8] or len(left.users) > 1 or len(right.users) > 1:  # type: ignore
+        return
+    if calls.get(left) is not calls.get(right):  # type: ignore[arg-type]
         return
     edit = Editor(program, program.graph, made_by="capture")
     with edit.before(total, param=input_name(left)):  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import operator
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from zc.program.analysis import reads_no_values
 from zc.program.nodes import input_of, value_of
 from zc.program.stamps import BACKWARD, FORWARD, Stamp, set_stamp, stamp_of
 
-_TORCH = torch.__file__.removesuffix("__init__.py")
+_NOT_THE_USERS = (torch.__file__.removesuffix("__init__.py"), str(Path(__file__).parents[1]))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in')
 _MODULE = re.compile(r"_modules\['([^']+)'\]|\.(\w+)")
 
@@ -78,7 +79,7 @@ def _module(node: fx.Node) -> str:
 
 
 def _source(node: fx.Node) -> str:
-    """The innermost line of the user's code; of torch's own where there is nothing else."""
+    """The innermost line of the user's code; of torch's or zc's where there is nothing else."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    users = [frame for frame in frames if not frame[0].startswith(_NOT_THE_USERS)] or frames
     return f"{users[-1][0]}:{users[-1][1]}" if users else ""

@@ -3,9 +3,11 @@
     zc::uniform(seed, offset, size)   f32-exact uniform numbers of [0, 1)
     zc::normal(seed, offset, size)    standard normal numbers
     zc::randint(seed, offset, low, high, size)
+    zc::micro_seed(seed, turn)        the seed of one micro-batch
 
 ``seed`` is program state, drawn anew for every call from torch's default generator (so
-``torch.manual_seed`` decides it); ``offset`` numbers the random nodes of a program.
+``torch.manual_seed`` decides it); ``offset`` numbers the random nodes of a program. In a loop over
+micro-batches each turn has a seed of its own.
 """
 
 from typing import Any
@@ -19,10 +21,13 @@ _library.define(f"normal(Tensor seed, int offset, SymInt[] size, {_KIND}) -> Ten
 _library.define(
     f"randint(Tensor seed, int offset, SymInt low, SymInt high, SymInt[] size, {_KIND}) -> Tensor"
 )
+_library.define("micro_seed(Tensor seed, int turn) -> Tensor")
 UNIFORM: Any = torch.ops.zc.uniform.default
 NORMAL: Any = torch.ops.zc.normal.default
 RANDINT: Any = torch.ops.zc.randint.default
+MICRO_SEED: Any = torch.ops.zc.micro_seed.default
 _ODD = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads successive offsets (Knuth, TAOCP 3, 6.4)
+_SPREAD = 6364136223846793005  # multiplier of MMIX (Knuth, TAOCP 2, 3.3.4): seeds, not offsets
 
 
 def generator_for(seed: torch.Tensor, offset: int, device: torch.device) -> torch.Generator:
@@ -49,6 +54,15 @@ def _randint_type(
     return seed.new_empty(size, dtype=dtype, device=device)
 
 
+@torch.library.register_fake("zc::micro_seed")
+def _micro_seed_type(seed: torch.Tensor, turn: int) -> torch.Tensor:
+    return torch.empty_like(seed)
+
+
+def _micro_seed(seed: torch.Tensor, turn: int) -> torch.Tensor:
+    return torch.full_like(seed, (int(seed) * _SPREAD + (turn + 1) * _ODD) % 2**63)
+
+
 def _uniform(seed: Any, offset: int, size: Any, dtype: Any, device: Any) -> torch.Tensor:
     generator = generator_for(seed, offset, device)
     return torch.rand(size, dtype=dtype, device=device, generator=generator)
@@ -66,6 +80,7 @@ def _randint(
     return torch.randint(low, high, size, dtype=dtype, device=device, generator=generator)
 
 
+_library.impl("micro_seed", _micro_seed, "CompositeExplicitAutograd")
 _library.impl("uniform", _uniform, "CompositeExplicitAutograd")
 _library.impl("normal", _normal, "CompositeExplicitAutograd")
 _library.impl("randint", _randint, "CompositeExplicitAutograd")

@@ -8,16 +8,17 @@ after:   %uniform: f32[8] = zc.uniform(%seed, 0, [8], f32, cpu)
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
-from zc.capture.random_ops import NORMAL, RANDINT, UNIFORM
+from zc.capture.random_ops import MICRO_SEED, NORMAL, RANDINT, UNIFORM
 from zc.errors import CaptureError
 from zc.program.analysis import is_random
 from zc.program.edit import Editor, erase_dead
+from zc.program.loops import Loop, loop_by_node
 from zc.program.nodes import set_input, tensors_of, value_of
 from zc.program.printer import print_node
 from zc.program.program import Program
@@ -76,6 +77,8 @@ class _Draw:
 def make_explicit(program: Program) -> None:
     """Rewrite all random nodes of ``program`` in place; no seed is added when there are none.
 
+    What stands in a loop over micro-batches draws anew at each turn.
+
     Raises:
         CaptureError: for a random op that has no such form; the message names it and its source
         line.
@@ -83,8 +86,8 @@ def make_explicit(program: Program) -> None:
     random = [n for n in program.graph.nodes if is_random(n)]
     if not random:
         return
-    seed = _seed_input(program)
     edit = Editor(program, program.graph, made_by="capture")
+    seeds = _Seeds(edit, loop_by_node(program.graph), _seed_input(program))
     for offset, node in enumerate(random):
         rewrite = _REWRITES.get(node.target)
         if rewrite is None:
@@ -95,8 +98,28 @@ def make_explicit(program: Program) -> None:
                 f"dropout"
             )
         with edit.before(node, recompute=stamp_of(node).recompute):
-            rewrite(_Draw(edit, node, seed, offset))
+            rewrite(_Draw(edit, node, seeds.of(node), offset))
         erase_dead(program.graph, [node])
+
+
+@dataclass
+class _Seeds:
+    """The seed of the program, and one that differs from turn to turn for each loop."""
+
+    edit: Editor
+    loops: dict[fx.Node, Loop]
+    outside: fx.Node
+    inside: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def of(self, node: fx.Node) -> fx.Node:
+        """The seed that ``node`` draws from."""
+        if node not in self.loops:
+            return self.outside
+        begin = self.loops[node].begin
+        if begin not in self.inside:
+            with self.edit.after(begin):
+                self.inside[begin] = self.edit.call(MICRO_SEED, self.outside, begin)
+        return self.inside[begin]
 
 
 def _seed_input(program: Program) -> fx.Node:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from zc.debug.text import show_bytes, show_count
-from zc.program.collectives import collective_of, is_collective, output_bytes
+from zc.program.collectives import Collective, collectives_of, output_bytes
 from zc.program.nodes import input_of
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
@@ -44,9 +44,10 @@ def fold(program: Program, max_boxes: int = MAX_BOXES) -> Folded:
     """Fold ``program`` at the deepest level of modules that gives at most ``max_boxes`` boxes."""
     depth = _depth(program, max_boxes)
     folded = Folded({}, {})
+    collectives = {found.node: found for found in collectives_of(program)}
     for node in program.nodes():
         if node.op == "call_function":
-            _add_node(folded, program, node, depth)
+            _add_node(folded, node, depth, collectives.get(node))
     for node in program.nodes():
         _add_edges(folded, node, depth)
     return folded
@@ -93,14 +94,13 @@ def _key(node: fx.Node, depth: int) -> Key:
     return stamp.phase, module_at(stamp.module, depth)
 
 
-def _add_node(folded: Folded, program: Program, node: fx.Node, depth: int) -> None:
+def _add_node(folded: Folded, node: fx.Node, depth: int, found: Collective | None) -> None:
     key = _key(node, depth)
     box = folded.boxes.setdefault(key, Box(*key))
     box.nodes += 1
-    if is_collective(node):
-        found = collective_of(node, program.mesh)
-        box.collectives[found.spec.op] += 1
-        box.collective_bytes[found.spec.op] += found.payload_bytes
+    if found is not None:
+        box.collectives[found.spec.op] += found.times
+        box.collective_bytes[found.spec.op] += found.times * found.payload_bytes
 
 
 def _add_edges(folded: Folded, node: fx.Node, depth: int) -> None:

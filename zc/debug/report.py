@@ -85,9 +85,9 @@ def collective_rows(program: Program) -> list[CollectiveRow]:
         dtype = _dtype(found.node)
         key = (found.spec.op, found.stamp.phase, found.axis, found.group_size, dtype)
         row = rows.setdefault(key, _empty_row(found, dtype))
-        row["count"] += 1
-        row["payload_bytes"] += found.payload_bytes
-        row["wire_bytes"] += found.wire_bytes
+        row["count"] += found.times
+        row["payload_bytes"] += found.times * found.payload_bytes
+        row["wire_bytes"] += found.times * found.wire_bytes
     return list(rows.values())
 
 

@@ -10,7 +10,7 @@ VERSION = 1
 
 
 class CollectiveRow(TypedDict):
-    """All collectives of one kind.
+    """All collectives of one kind; what a loop over micro-batches calls counts once a turn.
 
     ``payload_bytes`` is the sum of the full tensors; ``wire_bytes`` is what each rank sends, by the
     ring formulas of ``zc.program.collectives``. ``dtype`` is that of the first operand.

@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from zc.program.liveness import storages_of, written_operands
+from zc.program.loops import Loop, loop_by_node
 from zc.program.nodes import input_of, value_of
 from zc.program.stamps import FORWARD, stamp_of
 
@@ -15,7 +16,7 @@ def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
 
     A value counts when at least one parameter goes into it and nothing else does but constants:
     the full parameter, its transpose, its cast, a weight-normalised weight. Inputs themselves do
-    not count.
+    not count; a cache of a parameter is as the parameter.
     """
     free: set[fx.Node] = set()
     found: dict[fx.Node, frozenset[str]] = {}
@@ -25,6 +26,8 @@ def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
             free.add(node)
         elif node.op == "placeholder" and input_of(node).kind == "param":
             shards[node] = frozenset({input_of(node).subject})
+        elif node.op == "placeholder" and stamp_of(node).param:
+            shards[node] = frozenset({stamp_of(node).param})
         if node.op != "call_function" or stamp_of(node).phase != FORWARD or _writes(node):
             continue
         sources = node.all_input_nodes
@@ -59,22 +62,26 @@ def reads_no_values(node: fx.Node) -> bool:
     return name.endswith("_like") or name.startswith(("new_", "sym_"))
 
 
-def sink(graph: fx.Graph, nodes: set[fx.Node]) -> None:
+def sink(graph: fx.Graph, nodes: set[fx.Node], *, into_loops: bool = True) -> None:
     """Move each of ``nodes`` down to just before its first user, keeping their order valid.
 
-    What reads a storage that the graph writes to stays where it is. Linear in the graph: nodes are
-    taken from the end, so users are where they will stay; those that land before one anchor are
-    stacked upwards in front of it.
+    Unless ``into_loops``, what stands before a loop over micro-batches stays before it. What reads
+    a storage that the graph writes to stays where it is. Linear in the graph: nodes are taken from
+    the end, so users are where they will stay; those that land before one anchor are stacked
+    upwards in front of it.
     """
     order: dict[fx.Node, tuple[int, int]] = {n: (i, 0) for i, n in enumerate(graph.nodes)}
     anchor_of: dict[fx.Node, fx.Node] = {}
     head: dict[fx.Node, fx.Node] = {}
     written = written_storages(graph)
+    loops: dict[fx.Node, Loop] = {} if into_loops else loop_by_node(graph)
     nodes_upwards: list[fx.Node] = list(graph.nodes)[::-1]
     for count, node in enumerate(nodes_upwards):
         if node not in nodes or not node.users or _reads(node, written):
             continue
         first = min(node.users, key=order.__getitem__)
+        if first in loops and loops.get(node) is not loops[first]:
+            first = loops[first].begin
         anchor = anchor_of.get(first, first)
         head.get(anchor, anchor).prepend(node)
         head[anchor] = node
@@ -100,6 +107,16 @@ def dependents(graph: fx.Graph, roots: set[fx.Node]) -> list[fx.Node]:
             reached.add(node)
             if node.op == "call_function":
                 found.append(node)
+    return found
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """``node`` and all that it is computed from."""
+    found, pending = {node}, [node]
+    while pending:
+        new = [s for s in pending.pop().all_input_nodes if s not in found]
+        found.update(new)
+        pending += new
     return found
 
 

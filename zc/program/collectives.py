@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from zc.program.loops import loop_by_node
 from zc.program.mesh import Mesh
 from zc.program.nodes import tensors_of
 from zc.program.program import Program
@@ -42,7 +43,10 @@ class CollectiveSpec:
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of a program: a row of the table."""
+    """One collective of a program: a row of the table.
+
+    Bytes are those of one call; ``times`` is how often it is called, once a micro-batch in a loop.
+    """
 
     node: fx.Node
     spec: CollectiveSpec
@@ -51,6 +55,7 @@ class Collective:
     payload_bytes: int
     stamp: Stamp
     waits: tuple[fx.Node, ...]
+    times: int = 1
 
     @property
     def wire_bytes(self) -> int:
@@ -122,17 +127,21 @@ def is_wait(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is WAIT
 
 
-def collective_of(node: fx.Node, mesh: Mesh) -> Collective:
-    """The row of the table for one collective node."""
+def collective_of(node: fx.Node, mesh: Mesh, times: int = 1) -> Collective:
+    """The row of the table for one collective node, which is called ``times`` times."""
     spec = COLLECTIVES[node.target]
     axis = str(node.args[spec.axis_arg])
     outputs = [node, *(u for u in node.users if not is_wait(u))]  # a coalesced one has getitems
     waits = tuple(u for out in outputs for u in out.users if is_wait(u))
-    return Collective(node, spec, axis, mesh.size(axis), spec.payload(node), stamp_of(node), waits)
+    payload, stamp = spec.payload(node), stamp_of(node)
+    return Collective(node, spec, axis, mesh.size(axis), payload, stamp, waits, times)
 
 
 def collectives_of(program: Program) -> Iterator[Collective]:
     """All collectives of ``program``, in program order."""
-    for node in program.nodes():
-        if is_collective(node):
-            yield collective_of(node, program.mesh)
+    for graph in program.graphs.values():
+        inside = loop_by_node(graph)
+        for node in graph.nodes:
+            if is_collective(node):
+                times = inside[node].count if node in inside else 1
+                yield collective_of(node, program.mesh, times)

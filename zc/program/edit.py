@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import fx
 
+from zc.program.nodes import set_input
 from zc.program.program import Program
 from zc.program.stamps import Stamp, set_stamp, stamp_of
+from zc.program.tables import Input, State
 from zc.program.types import derive
+from zc.program.updates import NUMBER
 
 
 @dataclass
@@ -65,6 +69,20 @@ class Editor:
             yield
         finally:
             self.stamp = kept
+
+
+def state_input(program: Program, entry: State) -> fx.Node:
+    """Enter ``entry`` into the state table, and make the placeholder that it is read through."""
+    program.state[entry.name] = entry
+    with program.graph.inserting_after(program.placeholders()[-1]):
+        node = program.graph.placeholder(node_name(entry.name))
+    set_input(node, Input("state", entry.name))
+    set_stamp(node, Stamp(param=entry.param))
+    node.meta["val"] = NUMBER
+    if entry.dtype is not None:
+        with program.fake_mode:
+            node.meta["val"] = torch.empty(entry.shape, dtype=entry.dtype, device=entry.device)
+    return node
 
 
 def default_name(target: Any, param: str = "") -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 ALIGN_ELEMENTS = 16  # 64 bytes of fp32: one AVX-512 vector, one cache line
+VECTOR_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,15 @@ class Layout:
     """Placement of a parameter of global ``shape`` on the ``world`` ranks of ``axis``.
 
     ``dim`` is the sharded dimension, or ``None`` for a parameter that every rank keeps whole.
+    A shard is padded to a multiple of ``align`` elements, so that elementwise kernels take whole
+    vectors wherever a shard begins.
     """
 
     axis: str
     world: int
     shape: tuple[int, ...]
     dim: int | None
+    align: int = ALIGN_ELEMENTS
 
     @property
     def replicated(self) -> bool:
@@ -49,9 +53,9 @@ class Layout:
     def storage_shape(self) -> tuple[int, ...]:
         """Shape of what each rank stores; flat where a block needs padding to be aligned."""
         numel = math.prod(self.block_shape)
-        if self.dim is None or numel % ALIGN_ELEMENTS == 0:
+        if self.dim is None or numel % self.align == 0:
             return self.block_shape
-        return (-(-numel // ALIGN_ELEMENTS) * ALIGN_ELEMENTS,)
+        return (-(-numel // self.align) * self.align,)
 
     @property
     def storage_numel(self) -> int:
@@ -85,7 +89,12 @@ class Layout:
         return (*self.shape[: self.dim], self.local_rows(rank), *self.shape[self.dim + 1 :])
 
 
-def choose_layout(shape: tuple[int, ...], world: int, axis: str) -> Layout:
+def alignment(itemsize: int) -> int:
+    """Elements of ``itemsize`` bytes that a shard is a multiple of: whole vectors."""
+    return max(ALIGN_ELEMENTS, VECTOR_BYTES // itemsize)
+
+
+def choose_layout(shape: tuple[int, ...], world: int, axis: str, itemsize: int = 4) -> Layout:
     """Pick the dimension to shard: the first with at least ``world`` rows, else the largest.
 
     Only dimensions are considered along which each rank's rows lie at the start of its block:
@@ -94,13 +103,14 @@ def choose_layout(shape: tuple[int, ...], world: int, axis: str) -> Layout:
     parameter (tiny parameters on many ranks).
     """
     numel = math.prod(shape)
-    whole = Layout(axis, world, shape, None)
+    align = alignment(itemsize)
+    whole = Layout(axis, world, shape, None, align)
     if not shape or numel == 0 or world == 1:
         return whole
     dims = [dim for dim in range(len(shape)) if _rows_lead(Layout(axis, world, shape, dim))]
     large = [dim for dim in dims if shape[dim] >= world]
     dim = large[0] if large else max(dims, key=lambda d: shape[d])
-    chosen = Layout(axis, world, shape, dim)
+    chosen = Layout(axis, world, shape, dim, align)
     return whole if chosen.storage_numel * world > 2 * numel else chosen
 
 

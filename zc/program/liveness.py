@@ -2,7 +2,8 @@
 
 A value lives from its node to its last use; storages are told apart by the identity of the fake
 tensors' storages, so views cost nothing and keep their base alive. What a collective reads, and its
-scratch memory, live until its wait. Inputs are live throughout: the caller holds them.
+scratch memory, live until its wait. Inputs are live throughout: the caller holds them. What the
+body of a loop reads from before it lives until the loop has ended.
 """
 
 from collections.abc import Iterator
@@ -13,19 +14,26 @@ from typing import Any
 from torch import fx
 
 from zc.program.collectives import COLLECTIVES, hint, is_collective, is_wait
+from zc.program.loops import loop_by_node
 from zc.program.nodes import tensors_of
 from zc.program.stamps import stamp_of
 
 
 def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For each node, the values read there for the last time; unread ones die where made."""
+    """For each node, the values read there for the last time; unread ones die where made.
+
+    What a loop reads from before it is read for the last time at its end.
+    """
+    loops = loop_by_node(graph)
     seen: set[fx.Node] = set()
     dying: dict[fx.Node, list[fx.Node]] = {}
     for node in reversed(graph.nodes):
         for source in node.all_input_nodes:
             if source not in seen:
                 seen.add(source)
-                dying.setdefault(node, []).append(source)
+                loop = loops.get(node)
+                at = node if loop is None or loops.get(source) is loop else loop.end
+                dying.setdefault(at, []).append(source)
         if node not in seen and node.op == "call_function":
             seen.add(node)
             dying.setdefault(node, []).append(node)

@@ -9,6 +9,8 @@ graph step {
   -- backward --
   return %loss, %w0_grad {grad 'w0'}
 }
+
+The body of a loop over micro-batches is indented.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from zc.program.loops import loop_by_node
 from zc.program.nodes import input_of, value_of
 from zc.program.stamps import stamp_of
 from zc.program.tables import Output
+from zc.program.updates import UpdateClass, is_marker, is_number
 
 if TYPE_CHECKING:
     from zc.program.program import Program
@@ -38,18 +42,37 @@ def print_program(program: Program) -> str:
     lines = [f"program {program.name} ({program.mesh})"]
     for name, graph in program.graphs.items():
         lines += [f"graph {name} {{", *_graph_lines(program, graph), "}"]
+    if any(is_marker(node) for node in program.nodes()):
+        lines += [line for u in program.updates for kind in u.classes for line in _body_lines(kind)]
     return "\n".join(lines) + "\n"
 
 
 def _graph_lines(program: Program, graph: fx.Graph) -> list[str]:
     lines: list[str] = []
     phase = "forward"
+    inside = loop_by_node(graph)
     for node in graph.nodes:
+        indent = "    " if node in inside else "  "
         if node.op == "call_function" and stamp_of(node).phase != phase:
             phase = stamp_of(node).phase
-            lines.append(f"  -- {phase} --")
-        lines.append("  " + print_node(node, program))
+            lines.append(f"{indent}-- {phase} --")
+        lines.append(indent + print_node(node, program))
     return lines
+
+
+def _body_lines(kind: UpdateClass) -> list[str]:
+    """The traced step of a class, in whole shapes; named as the parameters that it steps."""
+    body = kind.body
+    names = ", ".join(repr(name) for name in kind.names())
+    lines = [f"update {body.name} {{  # {names}"]
+    for node, slot in zip(body.placeholders(), body.inputs, strict=True):
+        lines.append(f"  input %{node.name}: {print_type(value_of(node))}  {{{slot.role}}}")
+    for node in body.graph.nodes:
+        if node.op == "call_function":
+            lines.append("  " + print_node(node))
+    writes = zip(body.writes, body.results(), strict=True)
+    lines += [f"  {slot.key or slot.role} <- %{node.name}" for slot, node in writes]
+    return [*lines, "}"]
 
 
 def print_node(node: fx.Node, program: Program | None = None) -> str:
@@ -85,6 +108,8 @@ def print_type(value: Any) -> str:
         return "(" + ", ".join(print_type(v) for v in value) + ")"
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return f"sym {value}"
+    if is_number(value):
+        return "number"
     return "none" if value is None else "opaque"
 
 

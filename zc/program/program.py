@@ -15,6 +15,7 @@ from zc.program.mesh import Mesh
 from zc.program.nodes import input_of
 from zc.program.printer import print_program
 from zc.program.tables import Output, Param, State
+from zc.program.updates import Update
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Program:
         cap_bytes: peak memory that the program must not exceed, ``None`` for no cap.
         rules: facts that passes promise and the verifier holds them to (``"zero_stage": 3``,
             ``"kept_gathered": ("ln.weight",)``).
+        updates: traced optimizer steps; the last argument of ``zc.update`` is an index into them.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Program:
     training: bool = True
     cap_bytes: int | None = None
     rules: dict[str, Any] = field(default_factory=dict)
+    updates: list[Update] = field(default_factory=list)
 
     @property
     def graph(self) -> fx.Graph:

@@ -38,6 +38,11 @@ def stamp_of(node: fx.Node) -> Stamp:
     return node.meta.get(_KEY, _DEFAULT)
 
 
+def place_of(node: fx.Node) -> str:
+    """The user's line that ``node`` comes from, ``file:line``; empty where that is not known."""
+    return stamp_of(node).source
+
+
 def set_stamp(node: fx.Node, stamp: Stamp) -> None:
     """Replace the stamp of ``node``."""
     node.meta[_KEY] = stamp

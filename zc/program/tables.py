@@ -45,19 +45,37 @@ class Param:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """How state is kept in 8 bits: elements of a block, whether there is a sign, its own dtype.
+
+    See ``zc.codegen.blockwise``.
+    """
+
+    block: int
+    signed: bool
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class State:
     """One piece of late-bound state: the executor reads it at each call, Dynamo never sees it.
 
     ``kind`` says what it is (``seed``, ``optimizer``, ``hyperparameter``, ``step``, ``loss_scale``,
     ``accumulator``, ``error_feedback``, ``cache``), ``checkpoint`` what a checkpoint does with it.
+    ``shape`` is what one rank stores. An entry without ``dtype`` is a Python number. ``param`` is
+    the parameter that a cache is made from. ``quantized`` says of codes what they stand for
+    (``zc.program.quantized``).
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     residence: Residence = "device"
     checkpoint: Literal["save", "rebuild"] = "save"
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
+    param: str = ""
+    quantized: Quantized | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 from zc.program.collectives import WAIT
 from zc.program.nodes import value_of
 from zc.program.program import Program
+from zc.program.updates import NUMBER, is_number
 
 
 def derive(node: fx.Node, fake_mode: Any) -> Any:
@@ -20,11 +21,23 @@ def derive(node: fx.Node, fake_mode: Any) -> Any:
     Raises:
         whatever the op raises for such operands.
     """
+    if _gives_number(node):
+        return NUMBER
     args, kwargs = map_arg((node.args, node.kwargs), value_of)
     with fake_mode, torch.no_grad():
         if node.target is WAIT:
             return torch.ops.aten.alias.default(args[0])
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _gives_number(node: fx.Node) -> bool:
+    """Whether ``node`` computes a Python number from others, or from a 0-d tensor."""
+    if node.target is torch.ops.aten._local_scalar_dense.default:
+        return not isinstance(value_of(node), torch.SymFloat | torch.SymInt | torch.SymBool)
+    if isinstance(node.target, torch._ops.OpOverload | torch._ops.HigherOrderOperator):
+        return False
+    sources = [value_of(source) for source in node.all_input_nodes]
+    return bool(sources) and all(map(is_number, sources))
 
 
 def retype(program: Program, graph: fx.Graph) -> None:

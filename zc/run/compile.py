@@ -25,17 +25,21 @@ _warned = False
 
 def usable_executor(wanted: str) -> str:
     """``wanted``, or ``interpret`` (said once) where Inductor has no C++ compiler."""
+    return wanted if wanted != "inductor" or can_compile() else "interpret"
+
+
+def can_compile() -> bool:
+    """Whether there is a C++ compiler; where there is none, that is said once."""
     global _warned
-    if wanted != "inductor" or torch_private.has_cpp_compiler():
-        return wanted
-    if not _warned:
+    found = torch_private.has_cpp_compiler()
+    if not found and not _warned:
         _warned = True
         warnings.warn(
             "no C++ compiler found: zc runs programs node by node (executor: interpret); install "
             "g++ or clang++ for compiled regions",
             stacklevel=2,
         )
-    return "interpret"
+    return found
 
 
 def compile_region(region: Region) -> Callable[..., Any]:

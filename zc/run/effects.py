@@ -1,6 +1,7 @@
 """How one effect of the loop is carried out on real process groups."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,14 +9,18 @@ import torch.distributed as dist
 from torch import fx
 
 from zc.comm import wire
-from zc.comm.groups import group_of
+from zc.comm.groups import group_of, rank_on
 from zc.errors import CommunicationError, ExecutionError
 from zc.program.collectives import C10D, COLLECTIVES
 from zc.program.printer import print_node
+from zc.program.rounding import round_on
+from zc.run.deferred import Deferred
 
 
-def bind_collective(node: fx.Node) -> Callable[..., wire.Pending]:
+def bind_collective(node: fx.Node, deferred: Deferred | None = None) -> Callable[..., wire.Pending]:
     """A function that starts the collective of ``node`` on its group and returns it pending.
+
+    With ``deferred``, that of the parameter which ``node`` gathers or reduces, it may wait.
 
     Raises:
         ExecutionError: for a collective that this executor cannot carry out.
@@ -33,7 +38,17 @@ def bind_collective(node: fx.Node) -> Callable[..., wire.Pending]:
         except RuntimeError as error:
             raise CommunicationError(_failure(where, error)) from error
 
-    return launch
+    return launch if deferred is None else _deferring(node, launch, deferred)
+
+
+def _deferring(
+    node: fx.Node, launch: Callable[..., wire.Pending], deferred: Deferred
+) -> Callable[..., wire.Pending]:
+    if node.target is C10D.all_gather_into_tensor.default:
+        return functools.partial(deferred.gather, launch)
+    scatters = node.target is C10D.reduce_scatter_tensor.default
+    world: Any = node.args[2] if scatters else 1
+    return functools.partial(deferred.reduce, launch, world=world)
 
 
 def bind_wait(node: fx.Node) -> Callable[[wire.Pending], torch.Tensor]:
@@ -47,6 +62,29 @@ def bind_wait(node: fx.Node) -> Callable[[wire.Pending], torch.Tensor]:
             raise CommunicationError(_failure(where, error)) from error
 
     return wait
+
+
+def own_block(whole: torch.Tensor, axis: str, world: int) -> torch.Tensor:
+    """This rank's block of ``whole`` along dimension 0."""
+    return whole.chunk(world)[rank_on(axis)].clone()
+
+
+def bind_rounding(node: fx.Node) -> Callable[..., torch.Tensor]:
+    """A function that rounds this rank's shard stochastically."""
+    place, axis = node.args[4:6]
+    rank = own_rank(place, str(axis))  # type: ignore[arg-type]
+
+    def round_stochastic(
+        value: torch.Tensor, step: float, seed: int, entry: int, place: Sequence[int], _: str
+    ) -> torch.Tensor:
+        return round_on(rank, value, step, seed, entry, place)
+
+    return round_stochastic
+
+
+def own_rank(places: Sequence[int], axis: str) -> int:
+    """This process's position along ``axis``; of no matter where every rank has all of a value."""
+    return rank_on(axis) if any(places[3::4]) else 0
 
 
 def _failure(where: str, error: BaseException) -> str:

@@ -1,27 +1,43 @@
 """From a verified program, or half of one, to a function: bind, compile, write the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx
 
 from zc.comm.groups import rank_on
 from zc.program.collectives import is_collective, is_wait
+from zc.program.kernels import FUSED_UPDATE
+from zc.program.loops import BEGIN, END
 from zc.program.nodes import input_of
 from zc.program.packing import local_view, storage_of
+from zc.program.partition import OWN_BLOCK
 from zc.program.program import Program
+from zc.program.rounding import ROUND_STOCHASTIC
+from zc.program.stamps import stamp_of
 from zc.program.tables import Output, Param
+from zc.program.updates import keep_number
 from zc.run import effects
 from zc.run.compile import compile_region, usable_executor
-from zc.run.late_state import read_state
-from zc.run.loop import LoopWriter, Step, node_step, write_loop
+from zc.run.deferred import Deferred
+from zc.run.kernels import bind_kernel
+from zc.run.late_state import CELLS
+from zc.run.loop import LoopWriter, Step, mark_step, node_step, write_loop
 from zc.run.regions import Region, free_of_work, split_regions
 
 Loop = Callable[[list[Any]], list[Any]]
 
 
 def build_loop(
-    program: Program, graph: fx.Graph, outputs: list[Output], executor: str, name: str
+    program: Program,
+    graph: fx.Graph,
+    outputs: list[Output],
+    executor: str,
+    name: str,
+    cells: Mapping[str, Any] = MappingProxyType({}),
+    store: Callable[[float, str], None] | None = None,
+    deferred: Mapping[str, Deferred] = MappingProxyType({}),
 ) -> Loop:
     """The loop of ``graph`` (the program's own, or one half of it), bound to this process.
 
@@ -31,11 +47,18 @@ def build_loop(
         outputs: what becomes of each output of ``graph``.
         executor: ``inductor`` or ``interpret``.
         name: of the generated function.
+        cells: where late-bound state is read, besides what every process has.
+        store: keeps the next value of a counter, by its entry in the state table.
+        deferred: parameters, by name, whose collectives may wait for the last micro-batch.
     """
+    cells = CELLS | cells
     late = {n for n in graph.find_nodes(op="placeholder") if _kind(n) == "state"}
-    prologue = [s for n in graph.find_nodes(op="placeholder") for s in _bind_input(program, n)]
+    prologue = [
+        s for n in graph.find_nodes(op="placeholder") for s in _bind_input(program, n, cells)
+    ]
     prologue += [_constant(program, n) for n in graph.find_nodes(op="get_attr")]
-    steps = [s for part in split_regions(graph) for s in _steps(part, usable_executor(executor))]
+    how = (usable_executor(executor), store, deferred)
+    steps = [s for part in split_regions(graph) for s in _steps(part, *how)]
 
     def returns(writer: LoopWriter, output: fx.Node) -> str:
         values: Any = output.args[0]
@@ -49,14 +72,10 @@ def _kind(node: fx.Node) -> str:
     return input_of(node).kind if "zc_input" in node.meta else ""
 
 
-def _bind_input(program: Program, node: fx.Node) -> list[Step]:
+def _bind_input(program: Program, node: fx.Node, cells: Mapping[str, Any]) -> list[Step]:
     if _kind(node) == "state":
-        name = input_of(node).subject
-        return [
-            Step(
-                (), lambda w: w.add(f"{node.name} = {w.object('read_state', read_state)}({name!r})")
-            )
-        ]
+        cell = cells[input_of(node).subject]
+        return [Step((), lambda w: w.add(f"{node.name} = {w.object('cell', cell)}.value"))]
     param = _param_of(program, node)
     if param is None or not param.layout.padded or not node.users:
         return []
@@ -80,13 +99,24 @@ def _constant(program: Program, node: fx.Node) -> Step:
     return Step((), lambda w: w.add(f"{node.name} = {w.object('constant', value)}"))
 
 
-def _steps(part: Region | fx.Node, executor: str) -> list[Step]:
+def _steps(
+    part: Region | fx.Node, executor: str, store: Any, deferred: Mapping[str, Deferred]
+) -> list[Step]:
     if isinstance(part, fx.Node):
         if is_collective(part):
-            return [node_step(part, effects.bind_collective(part))]
+            own = None if stamp_of(part).user else deferred.get(stamp_of(part).param)
+            return [node_step(part, effects.bind_collective(part, own))]
         if is_wait(part):
             return [node_step(part, effects.bind_wait(part))]
-        return [node_step(part)]
+        if part.target in (BEGIN, END):
+            return [mark_step(part)]
+        if part.target is FUSED_UPDATE:
+            return [node_step(part, bind_kernel(part))]
+        if part.target is OWN_BLOCK:
+            return [node_step(part, effects.own_block)]
+        if part.target is ROUND_STOCHASTIC:
+            return [node_step(part, effects.bind_rounding(part))]
+        return [node_step(part, store if part.target is keep_number else None)]
     if executor == "interpret" or free_of_work(part):
         return [node_step(node) for node in part.nodes]
     return [_region_step(part)]

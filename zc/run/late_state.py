@@ -1,25 +1,26 @@
 """Late-bound state: values that programs read at each call and Dynamo never sees."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 
-_READERS: dict[str, Callable[[], torch.Tensor]] = {}
+
+class Cell:
+    """Where a loop reads one entry of the state table; whoever owns the entry puts it there."""
+
+    value: Any
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
 
 
-def provide_state(name: str, read: Callable[[], torch.Tensor]) -> None:
-    """Say where the entry ``name`` of every state table is read from at each call."""
-    _READERS[name] = read
+class SeedCell:
+    """A fresh seed at each read, from torch's default generator: ``torch.manual_seed`` decides."""
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The seed of one call."""
+        return torch.randint(2**62, (), dtype=torch.int64)
 
 
-def read_state(name: str) -> torch.Tensor:
-    """The current value of ``name``."""
-    return _READERS[name]()
-
-
-def draw_seed() -> torch.Tensor:
-    """A fresh seed from torch's default generator, so that ``torch.manual_seed`` decides it."""
-    return torch.randint(2**62, (), dtype=torch.int64)
-
-
-provide_state("seed", draw_seed)
+CELLS: dict[str, Any] = {"seed": SeedCell()}

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from zc.errors import ExecutionError
 from zc.program.collectives import is_collective, is_wait
 from zc.program.liveness import last_uses
+from zc.program.loops import BEGIN, END, as_executed
 from zc.program.mesh import Mesh
 from zc.program.nodes import input_of
 from zc.program.packing import pack, run_op
@@ -52,10 +53,14 @@ def lockstep(program: Program, rank_inputs: list[list[Any]]) -> list[list[Any]]:
         dict(zip(program.placeholders(), inputs, strict=True)) for inputs in rank_inputs
     ]
     dying = last_uses(program.graph)
-    for node in program.graph.nodes:
+    for node, turn in as_executed(program.graph):
         if node.op == "output":
             break
-        _run_node(program, node, ranks)
+        if node.target in (BEGIN, END):
+            for values in ranks:
+                values[node] = turn
+        else:
+            _run_node(program, node, ranks)
         for value in dying.get(node, []):
             for values in ranks:
                 del values[value]

@@ -10,7 +10,8 @@
         del x, w_full
         return [mm]
 
-Arguments come in one list, which is emptied, and every value dies after its last use.
+Arguments come in one list, which is emptied, and every value dies after its last use. A loop over
+micro-batches is a ``for`` statement.
 """
 
 import keyword
@@ -24,6 +25,7 @@ import torch
 from torch import fx
 
 from zc.program.liveness import last_uses
+from zc.program.loops import BEGIN
 from zc.program.nodes import value_of
 from zc.program.printer import print_target
 
@@ -41,10 +43,11 @@ class LoopWriter:
     reserved: frozenset[str] = frozenset()
     lines: list[str] = field(default_factory=list)
     objects: dict[str, Any] = field(default_factory=dict)
+    depth: int = 1
 
     def add(self, statement: str) -> None:
         """Append one statement."""
-        self.lines.append(f"    {statement}")
+        self.lines.append("    " * self.depth + statement)
 
     def object(self, hint: str, value: Any) -> str:
         """A name for ``value`` in the function's globals, made from ``hint``."""
@@ -140,6 +143,17 @@ def write_loop(
     (output,) = graph.find_nodes(op="output")
     writer.add(f"return {returns(writer, output)}")
     return writer
+
+
+def mark_step(node: fx.Node) -> Step:
+    """The begin or the end of a loop over micro-batches."""
+
+    def write(writer: LoopWriter) -> None:
+        if node.target is BEGIN:
+            writer.add(f"for {node.name} in range({node.args[0]}):")
+        writer.depth += 1 if node.target is BEGIN else -1
+
+    return Step((node,), write, names=(node,) if node.target is BEGIN else ())
 
 
 def node_step(node: fx.Node, function: Any = None) -> Step:

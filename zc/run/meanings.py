@@ -12,7 +12,10 @@ from torch import fx
 
 from zc.comm.wire import sum_in_rank_order
 from zc.program.collectives import C10D, COLLECTIVES, is_collective
+from zc.program.kernels import FUSED_UPDATE, run_kernel
 from zc.program.packing import local_view, pack, run_op, storage_of, unpack
+from zc.program.partition import OWN_BLOCK
+from zc.program.rounding import ROUND_STOCHASTIC, round_on
 from zc.state.markers import GRAD, PARAM, layout_from_args
 
 Arguments = list[list[Any]]
@@ -24,12 +27,21 @@ class Disagreement(Exception):
 
 
 def is_joint(node: fx.Node) -> bool:
-    """True for a node whose result on one rank depends on other ranks: a collective or a marker."""
-    return is_collective(node) or (node.op == "call_function" and node.target in (PARAM, GRAD))
+    """True for a node whose result depends on other ranks, or on which rank it is.
+
+    Collectives and markers, a rank's own block, stochastic rounding.
+    """
+    if node.target is FUSED_UPDATE:
+        return len(node.args) > 5  # it has places
+    return is_collective(node) or (node.op == "call_function" and node.target in _MEANINGS)
 
 
 def axis_of(node: fx.Node) -> str:
     """The mesh axis that a collective or a marker communicates along."""
+    if node.target is OWN_BLOCK:
+        return str(node.args[1])
+    if node.target in (ROUND_STOCHASTIC, FUSED_UPDATE):
+        return str(node.args[-1])
     if node.target is PARAM:
         return str(node.args[3])
     if node.target is GRAD:
@@ -116,7 +128,7 @@ def _with_op(one: Callable[..., list[Any]]) -> Meaning:
 
 
 def _param(calls: Arguments) -> list[torch.Tensor]:
-    layout = layout_from_args(*calls[0][1:5])
+    layout = layout_from_args(*calls[0][1:5], calls[0][0].dtype)
     compute_dtype = calls[0][5]
     if layout.replicated:
         return [args[0].to(compute_dtype, copy=True) for args in calls]
@@ -129,7 +141,7 @@ def _param(calls: Arguments) -> list[torch.Tensor]:
 
 def _grad(calls: Arguments) -> list[torch.Tensor]:
     local_shape, reduce_dtype, dtype = calls[0][1], *calls[0][6:8]
-    layout = layout_from_args(*calls[0][2:6])
+    layout = layout_from_args(*calls[0][2:6], dtype)
     fulls = [args[0].to(reduce_dtype) for args in calls]
     if layout.replicated:
         if layout.world == 1:
@@ -140,7 +152,22 @@ def _grad(calls: Arguments) -> list[torch.Tensor]:
     return [local_view(block, layout, tuple(local_shape)) for block in blocks]
 
 
+def _own_block(calls: Arguments) -> list[torch.Tensor]:
+    return [whole.chunk(world)[rank].clone() for rank, (whole, _, world) in enumerate(calls)]
+
+
+def _round(calls: Arguments) -> list[torch.Tensor]:
+    return [round_on(rank, *args[:5]) for rank, args in enumerate(calls)]
+
+
+def _kernel(calls: Arguments) -> list[None]:
+    for rank, (written, read, numbers, kernel, _, places, _) in enumerate(calls):
+        run_kernel(rank, written, read, numbers, kernel, places)
+    return [None] * len(calls)
+
+
 _GROUP_SIZE_ARGUMENT = {
+    OWN_BLOCK: 2,
     C10D.all_gather_into_tensor.default: 1,
     C10D.all_gather_into_tensor_coalesced.default: 1,
     C10D.reduce_scatter_tensor.default: 2,
@@ -156,6 +183,9 @@ _MEANINGS: dict[Any, Meaning] = {
     C10D.all_reduce.default: _with_op(_all_reduce),
     C10D.all_reduce_coalesced.default: _with_op(_coalesced(_all_reduce)),
     C10D.all_to_all_single.default: _all_to_all,
+    OWN_BLOCK: _own_block,
+    ROUND_STOCHASTIC: _round,
+    FUSED_UPDATE: _kernel,
     PARAM: _param,
     GRAD: _grad,
 }

@@ -17,9 +17,13 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.fx.node import map_arg
 
 from zc.program.collectives import is_collective, is_wait
+from zc.program.loops import ACCUMULATOR, BEGIN
 from zc.program.nodes import value_of
+from zc.program.partition import OWN_BLOCK
 from zc.program.printer import print_node
+from zc.program.rounding import ROUND_STOCHASTIC
 from zc.program.types import has_unbacked
+from zc.program.updates import is_number
 
 Symbols = dict[str, fx.Node]  # a symbolic size by name, and the node whose value it is
 _SYMBOLIC = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -38,7 +42,9 @@ def is_effect(node: fx.Node) -> bool:
     """Whether ``node`` must stay where the passes put it."""
     if is_collective(node) or is_wait(node):
         return True
-    if _is_number(node):
+    if node.target in (OWN_BLOCK, ACCUMULATOR, ROUND_STOCHASTIC):
+        return True
+    if _is_number(node) or any(is_number(value_of(n)) for n in node.all_input_nodes):
         return True
     if node.target is operator.getitem:
         source = node.args[0]
@@ -57,7 +63,8 @@ def split_regions(graph: fx.Graph) -> list[Region | fx.Node]:
         _bind_symbol(node, symbols)
         if node.op != "call_function":
             continue
-        if _is_number(node) and not set(node.all_input_nodes) & set(run):
+        early = _is_number(node) and node.target is not BEGIN
+        if early and not set(node.all_input_nodes) & set(run):
             parts.append(node)  # sizes are computed before the region that needs them
             continue
         if not is_effect(node):
@@ -105,7 +112,8 @@ def _free_symbols(node: fx.Node) -> set[Any]:
 
 
 def _is_number(node: fx.Node) -> bool:
-    return isinstance(value_of(node), (torch.SymInt, torch.SymFloat, torch.SymBool))
+    value = value_of(node)
+    return is_number(value) or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def is_symbolic(region: Region) -> bool:

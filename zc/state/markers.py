@@ -14,7 +14,7 @@ import torch
 
 from zc.comm import wire
 from zc.comm.groups import group_of, rank_on
-from zc.program.layout import Layout
+from zc.program.layout import Layout, alignment
 from zc.program.packing import local_view, pack, run_op, storage_of, unpack
 
 _LAYOUT = "SymInt[] shape, int dim, str axis, int world"
@@ -31,9 +31,13 @@ PARAM: Any = torch.ops.zc.param.default
 GRAD: Any = torch.ops.zc.grad.default
 
 
-def layout_from_args(shape: Any, dim: int, axis: str, world: int) -> Layout:
-    """The layout that a marker's arguments describe; ``dim`` is -1 for a replicated parameter."""
-    return Layout(axis, world, tuple(int(s) for s in shape), None if dim < 0 else dim)
+def layout_from_args(shape: Any, dim: int, axis: str, world: int, dtype: torch.dtype) -> Layout:
+    """The layout that a marker's arguments describe; ``dim`` is -1 for a replicated parameter.
+
+    ``dtype`` is that of the parameter at rest.
+    """
+    sizes = tuple(int(s) for s in shape)
+    return Layout(axis, world, sizes, None if dim < 0 else dim, alignment(dtype.itemsize))
 
 
 @torch.library.register_fake("zc::param")
@@ -47,7 +51,7 @@ def _grad_type(full, local_shape, shape, dim, axis, world, reduce_dtype, dtype, 
 
 
 def _param_now(shard, shape, dim, axis, world, compute_dtype, reduce_dtype, tag=-1):
-    layout = layout_from_args(shape, dim, axis, world)
+    layout = layout_from_args(shape, dim, axis, world, shard.dtype)
     if layout.replicated:
         return shard.to(compute_dtype, copy=True)
     small = storage_of(shard, layout)
@@ -58,7 +62,7 @@ def _param_now(shard, shape, dim, axis, world, compute_dtype, reduce_dtype, tag=
 
 
 def _grad_now(full, local_shape, shape, dim, axis, world, reduce_dtype, dtype, tag=-1):
-    layout = layout_from_args(shape, dim, axis, world)
+    layout = layout_from_args(shape, dim, axis, world, dtype)
     full = full.to(reduce_dtype)
     if layout.replicated:
         if world == 1:

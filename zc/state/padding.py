@@ -15,7 +15,13 @@ def new_storage(layout: Layout, dtype: torch.dtype, device: torch.device) -> tor
 
 def at_rest(storage: torch.Tensor, layout: Layout, mesh: DeviceMesh) -> DTensor:
     """The ``DTensor`` whose local tensor is a view at the start of ``storage``."""
-    local = local_view(storage, layout, layout.local_shape(mesh.get_local_rank()))
+    return placed(
+        local_view(storage, layout, layout.local_shape(mesh.get_local_rank())), layout, mesh
+    )
+
+
+def placed(local: torch.Tensor, layout: Layout, mesh: DeviceMesh) -> DTensor:
+    """The ``DTensor`` whose local tensor is ``local``."""
     placement = Replicate() if layout.dim is None else Shard(layout.dim)
     stride = torch.empty(layout.shape, device="meta").stride()
     return DTensor.from_local(

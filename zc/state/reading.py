@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from zc import torch_private
 from zc.errors import ShardError
 from zc.state.markers import PARAM
+from zc.state.versions import version_of, watch_steps
 
 CACHE = "_zc_full_values"  # per module, within full(model): gathered values
 MARKERS = "_zc_markers"  # per module: parameter name -> arguments of zc::param
@@ -49,9 +50,10 @@ def read_now(module: nn.Module, name: str, param: torch.Tensor) -> torch.Tensor:
     local = local_of(param)
     key = (id(param), torch.is_grad_enabled() and param.requires_grad)
     version, value, _ = cache.get(key, (None, None, None))
-    if version != local._version:
+    now = version_of(param)
+    if version != now:
         value = PARAM(local, *arguments)
-        cache[key] = (local._version, value, param)  # while it is held, its id stays its own
+        cache[key] = (now, value, param)  # while it is held, its id stays its own
     return value
 
 
@@ -75,6 +77,7 @@ def full(model: nn.Module) -> Iterator[nn.Module]:
     if not modules:
         raise ShardError("zc.full(model) needs a sharded model; call zc.shard(model) first")
     kept: list[Any] = [m.__dict__.get(CACHE) for m in modules]
+    watch_steps()
     values: dict[Any, Any] = {}
     for module in modules:
         module.__dict__[CACHE] = values

@@ -145,7 +145,8 @@ def _convert(
         alone = Layout(DEFAULT_AXIS, 1, shape, None)
         set_spec(param, ParamSpec(names, alone, *dtypes, distributed=False))
         return param
-    layout = choose_layout(shape, mesh.size(), (mesh.mesh_dim_names or (DEFAULT_AXIS,))[0])
+    axis = (mesh.mesh_dim_names or (DEFAULT_AXIS,))[0]
+    layout = choose_layout(shape, mesh.size(), axis, param.dtype.itemsize)
     storage = new_storage(layout, param.dtype, param.device)
     if not param.is_meta:
         _fill(storage, param.detach(), layout, mesh)

@@ -18,7 +18,8 @@ PLAN_REMEDY = (
 class PlanEntry:
     """One collective: what all ranks of a group must do at the same moment.
 
-    ``elements`` is the payload in elements of ``dtype``, ``param`` the parameter it is for, if one.
+    ``elements`` is the payload in elements of ``dtype``, ``param`` the parameter it is for, if one;
+    ``times`` how often a loop over micro-batches calls it.
     """
 
     op: str
@@ -27,10 +28,13 @@ class PlanEntry:
     elements: int
     phase: str
     param: str = ""
+    times: int = 1
 
     def __str__(self) -> str:
         subject = f" of '{self.param}'" if self.param else ""
-        return f"{self.phase} {self.op} {self.dtype}[{self.elements}] on {self.axis}{subject}"
+        times = f" {self.times} times" if self.times > 1 else ""
+        what = f"{self.phase} {self.op} {self.dtype}[{self.elements}]"
+        return f"{what} on {self.axis}{subject}{times}"
 
 
 def communication_plan(program: Program) -> tuple[PlanEntry, ...]:
@@ -46,6 +50,7 @@ def communication_plan(program: Program) -> tuple[PlanEntry, ...]:
                 row.payload_bytes // dtype.itemsize,
                 row.stamp.phase,
                 row.stamp.param,
+                row.times,
             )
         )
     return tuple(entries)

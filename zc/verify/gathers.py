@@ -10,8 +10,9 @@ from zc.program.liveness import written_operands
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.printer import print_arg, print_type
 from zc.program.program import Program
-from zc.program.stamps import stamp_of
+from zc.program.stamps import UPDATE, stamp_of
 from zc.program.tables import Param
+from zc.program.updates import is_marker, keep_number
 from zc.verify.diagnostic import refusal
 
 
@@ -26,7 +27,7 @@ def check(program: Program) -> None:
         for node in graph.nodes:
             start = _gather_behind(node)
             param = program.params.get(stamp_of(node).param)
-            if start is None or param is None or len(param.layouts) != 1:
+            if start is None or param is None or len(param.layouts) != 1 or _in_update(node):
                 continue
             _check_source(program, node, start, param)
             _check_full(program, node, param)
@@ -37,6 +38,11 @@ def check(program: Program) -> None:
                     f"%{node.name}, parameter {param.name!r} gathered, is never read",
                     "gather only what the program reads (edit.erase_dead)",
                 )
+
+
+def _in_update(node: fx.Node) -> bool:
+    """What an optimizer gathers on behalf of a parameter need not be the parameter itself."""
+    return stamp_of(node).phase == UPDATE
 
 
 def _gather_behind(node: fx.Node) -> fx.Node | None:
@@ -75,14 +81,16 @@ def _check_source(program: Program, node: fx.Node, start: fx.Node, param: Param)
     source = _operand_of(node, start)
     while source.op == "call_function" and len(source.all_input_nodes) == 1:
         source = source.all_input_nodes[0]
-    if source.op != "placeholder" or input_of(source).kind != "param":
+    if source.op != "placeholder":
         return
-    if input_of(source).subject != param.name:
+    info = input_of(source)
+    gathered = info.subject if info.kind == "param" else stamp_of(source).param
+    if gathered and gathered != param.name:
         raise refusal(
             program,
             node,
             f"%{node.name} is stamped as parameter {param.name!r} and gathers the "
-            f"shard of {input_of(source).subject!r}",
+            f"shard of {gathered!r}",
             "gather the parameter that the readers mean",
         )
 
@@ -96,10 +104,11 @@ def _operand_of(node: fx.Node, start: fx.Node) -> fx.Node:
 
 
 def _live_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose value reaches an output or a write."""
+    """Nodes whose value reaches an output, a write or an optimizer."""
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node in live or node.op == "output" or written_operands(node):
+        ends = node.op == "output" or is_marker(node) or node.target is keep_number
+        if node in live or ends or written_operands(node):
             live.add(node)
             live.update(node.all_input_nodes)
     return live

@@ -76,10 +76,11 @@ def _place(program: Program, node: fx.Node, places: Places) -> Place:
 
 def _input_place(program: Program, node: fx.Node) -> Place:
     info = input_of(node)
-    if info.kind == "param":
-        layouts = program.params[info.subject].layouts.values()
+    param = info.subject if info.kind == "param" else stamp_of(node).param
+    if param:
+        layouts = program.params[param].layouts.values()
         replicated = all(layout.replicated for layout in layouts)
-        return Place(shard="" if replicated else info.subject)
+        return Place(shard="" if replicated else param)
     if info.kind == "grad":
         return Place(reductions=1)
     if info.kind == "state":
@@ -88,9 +89,14 @@ def _input_place(program: Program, node: fx.Node) -> Place:
 
 
 def is_gradient_reduction(node: fx.Node) -> bool:
-    """True for a reduction that a pass inserted for gradients; the user's own are not counted."""
+    """True for a reduction that a pass inserted for gradients.
+
+    The user's own are not counted, nor those of an optimizer, which reduces what it likes.
+    """
     if node.target is GRAD:
         return True
+    if stamp_of(node).phase == UPDATE:
+        return False
     return (
         is_collective(node)
         and COLLECTIVES[node.target].lane == "reduce"

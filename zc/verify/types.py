@@ -1,8 +1,6 @@
 """Types: each node's stored type is what its op returns for its operands, aliasing included."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from operator import getitem
 from typing import Any
 
@@ -10,6 +8,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from zc import torch_private
 from zc.program.nodes import tensors_of, value_of
 from zc.program.printer import print_type
 from zc.program.program import Program
@@ -88,7 +87,7 @@ def _derive(program: Program, node: fx.Node) -> Any:
     shape_env = program.fake_mode.shape_env
     quiet = nullcontext() if shape_env is None else shape_env.ignore_fresh_unbacked_symbols()
     try:
-        with quiet, _silent():
+        with quiet, torch_private.without_fake_tensor_logs():
             return derive(node, program.fake_mode)
     except Exception as error:
         reason = str(error).strip().split("\n")[0].removesuffix(".")
@@ -98,17 +97,6 @@ def _derive(program: Program, node: fx.Node) -> Any:
             f"the op of %{node.name} refuses its operands: {reason}",
             "give it operands of the types it takes",
         ) from error
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep torch from logging a traceback for what becomes an error of ours."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 def _check_one_dtype(program: Program, node: fx.Node) -> None:

@@ -4,6 +4,7 @@ from zc.program.program import Program
 from zc.verify import (
     collectives,
     gathers,
+    loops,
     memory,
     phases,
     randomness,
@@ -27,6 +28,7 @@ def verify(program: Program, *, full: bool = True) -> None:
         VerifyError: for the first broken rule: what, where, and what to do.
     """
     structure.check(program)
+    loops.check(program)
     phases.check(program)
     randomness.check(program)
     collectives.check(program)

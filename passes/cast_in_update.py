@@ -1,0 +1,113 @@
+"""Keep the cast of each parameter from one step to the next: the update writes both.
+
+before:  input %w: f32[16]  {param 'w' shard=dp:0}
+         %w_to_copy: bf16[16] = aten._to_copy(%w, dtype=bf16)
+         %w_gather: bf16[64] = c10d.all_gather_into_tensor(%w_to_copy, 4, "dp")
+         -- update --
+         %w_copy: f32[16] = aten.copy_(%w, %w_add)
+after:   input %w: f32[16]  {param 'w' shard=dp:0}
+         input %compute_copy_w: bf16[16]  {state 'compute_copy[w]'}
+         %w_gather: bf16[64] = c10d.all_gather_into_tensor(%compute_copy_w, 4, "dp")
+         -- update --
+         %w_copy: f32[16] = aten.copy_(%w, %w_add)
+         %w_to_copy: bf16[16] = aten._to_copy(%w_add, dtype=bf16)
+         %w_copy_1: bf16[16] = aten.copy_(%compute_copy_w, %w_to_copy)
+
+The parameter at rest is the master copy of mixed precision training (Micikevicius et al., "Mixed
+Precision Training", arXiv:1710.03740, section 3.1). Forward no longer reads it, nor does backward
+under ZeRO-3, and ``lower_update`` writes the copy in its one pass over memory. The copy costs its
+own bytes at rest. A cast that is read behind the update, or returned, stays a cast.
+
+The copy is made anew when something else has written to the parameter, which torch's version
+counters tell. Writes through ``param.data`` and collectives of ``torch.distributed`` on the
+parameter bypass these: write to ``param`` itself, under ``torch.no_grad()``.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from zc.program.edit import Editor, erase_dead, state_input
+from zc.program.liveness import storages_of
+from zc.program.nodes import input_of, value_of
+from zc.program.pass_base import Kind, Pass
+from zc.program.program import Program
+from zc.program.stamps import UPDATE, stamp_of
+from zc.program.tables import State
+from zc.program.types import retype
+
+aten: Any = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class CastInUpdate(Pass):
+    """Write each parameter's copy in its compute dtype where the parameter itself is written."""
+
+    kind: ClassVar[Kind] = "optional"
+    requires: ClassVar[frozenset[str]] = frozenset({"sharded_update"})
+
+    def run(self, program: Program) -> None:
+        """Replace the casts of every parameter that is updated in this program."""
+        writes, last = writes_of(program), last_readers(program.graph)
+        order = {node: index for index, node in enumerate(program.graph.nodes)}
+        for param in program.placeholders("param"):
+            casts = casts_of(param)
+            if param not in writes or not casts:
+                continue
+            readers = [last[key] for cast in casts for key in storages_of(cast) if key in last]
+            if all(order[reader] < order[writes[param]] for reader in readers):
+                keep_copy(program, param, casts, writes[param])
+        retype(program, program.graph)  # views of a cast share the storage of the copy now
+
+
+def writes_of(program: Program) -> dict[fx.Node, fx.Node]:
+    """The node that updates each parameter."""
+    found = {}
+    for node in program.graph.find_nodes(op="call_function", target=aten.copy_.default):
+        target: Any = node.args[0]
+        if stamp_of(node).phase == UPDATE and target.op == "placeholder":
+            found[target] = node
+    return found
+
+
+def casts_of(param: fx.Node) -> list[fx.Node]:
+    """The casts of ``param`` before its update; none where they differ in dtype."""
+    casts = [
+        user
+        for user in param.users
+        if user.target is aten._to_copy.default
+        and set(user.kwargs) == {"dtype"}
+        and user.kwargs["dtype"] != value_of(param).dtype
+        and stamp_of(user).phase != UPDATE
+    ]
+    return casts if len({cast.kwargs["dtype"] for cast in casts}) == 1 else []
+
+
+def last_readers(graph: fx.Graph) -> dict[int, fx.Node]:
+    """The last node that reads each storage, the output included."""
+    return {k: n for n in graph.nodes for source in n.all_input_nodes for k in storages_of(source)}
+
+
+def keep_copy(program: Program, param: fx.Node, casts: list[fx.Node], write: fx.Node) -> None:
+    """Read the copy in place of ``casts``, and write it behind ``write``."""
+    name = input_of(param).subject
+    value = value_of(casts[0])
+    entry = State(
+        f"compute_copy[{name}]",
+        "cache",
+        tuple(value.shape),
+        value.dtype,
+        checkpoint="rebuild",
+        device=value.device,
+        param=name,
+    )
+    copy = state_input(program, entry)
+    for cast in casts:
+        cast.replace_all_uses_with(copy)
+    erase_dead(program.graph, casts)
+    edit = Editor(program, program.graph, made_by="cast_in_update")
+    with edit.after(write, param=stamp_of(write).param):
+        cast = edit.call(aten._to_copy.default, write.args[1], dtype=value.dtype)
+        edit.call(aten.copy_.default, copy, cast)

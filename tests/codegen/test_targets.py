@@ -1,0 +1,140 @@
+"""Generated kernels: their text, and the same results from every target."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from interpreted import interpreted_lines
+from kernel_specs import NAMES, copies, numbers, operands, spec
+from zc.codegen import source
+from zc.codegen.cpp_target import load_cpp, render_cpp
+from zc.codegen.spec import KernelSpec, Operand, Statement
+from zc.codegen.table import TABLE
+from zc.codegen.torch_target import load_torch, render_torch
+from zc.codegen.triton_target import render_triton
+
+GOLDEN = ["sgd momentum", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop",
+          "rprop", "sign"]  # fmt: skip
+# relative; the C++ compiler contracts products and sums, and multiplies by reciprocals of numbers
+ULPS = {torch.float32: 4 * 2**-23, torch.bfloat16: 2**-7, torch.float64: 4 * 2**-52}
+# of numbers near 1; torch divides by a number as it multiplies by its reciprocal, and Triton's
+# interpreter cuts bf16 off where hardware rounds
+INTERPRETED = {"torch.float32": 4 * 2**-23, "torch.bfloat16": 2 * 2**-7}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZC_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_triton(name: str, golden: Callable[..., None]):
+    golden(render_triton(spec(name)))
+
+
+def test_cpp(golden: Callable[..., None]):
+    golden(render_cpp(spec("adamw")))
+
+
+def test_reference(golden: Callable[..., None]):
+    golden(render_torch(spec("adamw")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["sgd momentum", "adamw", "adadelta", "rprop", "sign"])
+def test_cpp_is_the_reference(name: str, dtype: torch.dtype):
+    kernel = spec(name, dtype)
+    ours = operands(kernel)
+    theirs = copies(ours)
+    load_cpp(kernel)(ours, numbers(kernel))
+    load_torch(kernel)(theirs, numbers(kernel))
+    for one, other in zip(ours, theirs, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=ULPS[dtype], atol=ULPS[dtype])
+
+
+def test_triton_is_the_reference():
+    """Ragged tails and empty tensors included."""
+    lines = interpreted_lines("interpret_triton.py")
+    rows = [line.rsplit(",", 2) for line in lines]
+    assert len(rows) == 2 * len(NAMES)
+    for dtype, name, difference in rows:
+        assert float(difference) <= INTERPRETED[dtype], (dtype, name)
+
+
+@pytest.mark.parametrize(
+    ("backend", "arch", "warp", "vector"),
+    [
+        ("cuda", 80, 32, "ld.global.v4.b32"),
+        ("cuda", 90, 32, "ld.global.v4.b32"),
+        ("hip", "gfx942", 64, "global_load_dwordx4"),
+    ],
+)
+def test_triton_compiles_ahead_of_time(backend: str, arch: int | str, warp: int, vector: str):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from zc.codegen import triton_target
+
+    kernel = spec("adamw")
+    path = source.source_of(kernel, "triton", render_triton(kernel))
+    function = getattr(triton_target._module(path), f"{kernel.name}_kernel")
+    signature = {"pointers": "*i64", "sizes": "*i64", "starts": "*i64", "count": "i32"}
+    signature |= {n.name: "fp32" for n in kernel.numbers} | {"BLOCK": "constexpr"}
+    compiled = triton.compile(
+        ASTSource(function, signature, {"BLOCK": triton_target.BLOCK}),
+        target=GPUTarget(backend, arch, warp),
+        options={"enable_fp_fusion": True},
+    )
+    text = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
+    assert len(re.findall(re.escape(vector), text)) >= len(kernel.operands)  # 16 bytes each
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "read", "written"),
+    [
+        ("adamw", torch.float32, 16, 12),
+        ("sgd", torch.float32, 8, 4),
+        ("sgd momentum", torch.float32, 12, 8),
+        ("adamw", torch.bfloat16, 8, 6),
+    ],
+)
+def test_bytes_are_counted_in_the_source(name: str, dtype: torch.dtype, read: int, written: int):
+    kernel = spec(name, dtype)
+    text = render_triton(kernel)
+    size = {"float32": 4, "bfloat16": 2}
+    of = {operand.name: size[operand.dtype] for operand in kernel.operands}
+    loads = re.findall(r"tl\.load\((\w+)_at", text)
+    stores = re.findall(r"tl\.store\((\w+)_at", text)
+    assert (sum(of[n] for n in loads), sum(of[n] for n in stores)) == (read, written)
+    assert kernel.bytes_per_element() == (read, written)
+
+
+def test_a_kernel_can_be_edited_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kernel = spec("sgd")
+    text = render_cpp(kernel)
+    path = source.source_of(kernel, "cpp", text)
+    assert path.read_text() == text
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / path.name).write_text(re.sub(r"= param \+ .*;", "= param * real(2);", text))
+    monkeypatch.setenv("ZC_OVERRIDE", str(mine))
+    param, grad = torch.ones(3), torch.ones(3)
+    load_cpp(kernel)([[param], [grad]], numbers(kernel))
+    assert param.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_source_that_does_not_compile():
+    operand = Operand("x", "float32", reads=True, writes=True)
+    statement = Statement("y", "aten.neg", (("0", "no_such_value"),))
+    broken = KernelSpec("broken", (operand,), (), (statement,), (("x", "y"),))
+    with pytest.raises(RuntimeError, match=r"(?s)g\+\+ .* failed:.*no_such_value"):
+        load_cpp(broken)
+
+
+def test_every_operation_has_text():
+    for name, operation in TABLE.items():
+        given = {n: f"x{i}" for i, n in enumerate(operation.names)}
+        assert all(text in operation.render(given) for text in given.values()), name

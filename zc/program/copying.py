@@ -1,0 +1,29 @@
+"""A copy of a program, whose graphs and tables can change while the original stays."""
+
+from dataclasses import replace
+
+from torch import fx
+
+from zc.program.program import Program
+
+
+def copy_program(program: Program) -> Program:
+    """``program`` again: nodes are new, their types (fake tensors) are shared."""
+    return replace(
+        program,
+        graphs={name: _copy(graph) for name, graph in program.graphs.items()},
+        outputs=list(program.outputs),
+        params=dict(program.params),
+        state=dict(program.state),
+        constants=dict(program.constants),
+        rules=dict(program.rules),
+        updates=list(program.updates),
+    )
+
+
+def _copy(source: fx.Graph) -> fx.Graph:
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in source.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    return graph

@@ -1,0 +1,139 @@
+"""Collectives of a parameter that wait for the last micro-batch: what ``zc.no_sync`` holds back.
+
+A compiled program is the same inside and outside of ``zc.no_sync``; how its loop carries out the
+gather and the reduction of a parameter depends on the parameter's ``Deferred``:
+
+    held         the reduction adds its operand to ``total`` and gives zeros, the gather's result
+                 is kept for the next one
+    pending      ``total`` is there and nothing is held: the reduction sends the sum of both
+    otherwise    as written
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from zc import torch_private
+from zc.comm.wire import Pending
+from zc.errors import ShardError
+from zc.state.versions import version_of
+
+_NAME = "_zc_deferred"  # an attribute: weak references would keep model.to from working
+Start = Callable[..., Pending]
+
+
+class Deferred:
+    """What is held back of one parameter.
+
+    Attributes:
+        held: how many ``no_sync`` the parameter is in.
+        total: the sum of whole gradients that no rank has sent yet, at least in fp32.
+        param: the parameter, as long as any of this matters.
+    """
+
+    count = 0  # of parameters in some no_sync
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.total: torch.Tensor | None = None
+        self.param: torch.Tensor | None = None
+        self._task = -1  # the backward that added last
+        self._kept: tuple[Any, torch.Tensor] | None = None  # a gathered value, and of what
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Deferred":
+        return Deferred()
+
+    def hold(self, param: torch.Tensor) -> None:
+        """``param`` is in one more ``no_sync``."""
+        self.held += 1
+        self.param = param
+        Deferred.count += self.held == 1
+
+    def release(self) -> None:
+        """It is in one less."""
+        self.held -= 1
+        Deferred.count -= self.held == 0
+        if not self.held and not self.pending():
+            self._end()
+
+    def pending(self) -> bool:
+        """Whether there are gradients that wait; not where the user has cleared gradients since."""
+        return self.total is not None and not self._cleared()
+
+    def gather(self, start: Start, operand: torch.Tensor, *args: Any) -> Pending:
+        """Start a gather, or take what was gathered before the parameter changed."""
+        if not self.held and self.total is None:
+            return start(operand, *args)
+        assert self.param is not None
+        key = (version_of(self.param), operand.dtype)
+        kept, self._kept = self._kept, None
+        if kept is None or kept[0] != key:
+            pending = start(operand, *args)
+            return Pending(None, lambda: self._keep(key, pending.wait()))
+        return Pending(None, lambda: self._keep(*kept))
+
+    def reduce(self, start: Start, operand: torch.Tensor, *args: Any, world: int) -> Pending:
+        """Start a reduction, or add to what waits; ``world`` blocks of ``operand`` give one."""
+        if not self.held and self.total is None:
+            return start(operand, *args)
+        wide = torch.promote_types(operand.dtype, torch.float32)
+        waiting = self.total if self.pending() else None
+        total = operand.to(wide, copy=True) if waiting is None else waiting.add_(operand)
+        if not self.held:
+            self._end()
+            return start(total.to(operand.dtype), *args)
+        self.total, self._task = total, torch_private.backward_number()
+        shape = list(operand.shape)
+        shape[:1] = [size // world for size in shape[:1]]
+        return Pending(None, lambda: operand.new_zeros(shape))
+
+    def _keep(self, key: Any, value: torch.Tensor) -> torch.Tensor:
+        if self.held:
+            self._kept = (key, value)
+        return value
+
+    def _cleared(self) -> bool:
+        """Each backward leaves a gradient, zeros where it was held back."""
+        assert self.param is not None
+        return self.param.grad is None and self._task != torch_private.backward_number()
+
+    def _end(self) -> None:
+        self.total = self.param = self._kept = None
+
+
+def deferred_of(param: torch.Tensor) -> Deferred:
+    """What is held back of ``param``."""
+    return vars(param).setdefault(_NAME, Deferred())
+
+
+def refusing(name: str, loop: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """``loop``, that of a whole step, which cannot wait for anything; ``name`` is the program's."""
+
+    def run(args: list[Any]) -> Any:
+        if Deferred.count:
+            raise ShardError(
+                f"{name} has its backward() inside and runs within zc.no_sync, which holds back "
+                f"what backward() outside of compiled code reduces; compile the model instead "
+                f"(level 1), or leave zc.no_sync out"
+            )
+        return loop(args)
+
+    return run
+
+
+def refuse_pending(owner: str, params: Iterable[torch.Tensor]) -> None:
+    """Refuse to step ``params`` while gradients of some of them wait.
+
+    Raises:
+        ShardError: naming the place of the first one.
+    """
+    for place, param in enumerate(params):
+        deferred = vars(param).get(_NAME)
+        if deferred is not None and deferred.pending():
+            raise ShardError(
+                f"{owner} would leave out gradients of its parameter {place}, shape "
+                f"{list(param.shape)}, that zc.no_sync has kept: run backward() of the last "
+                f"micro-batch outside of zc.no_sync (it must reach this parameter), or call "
+                f"optimizer.zero_grad() to drop them"
+            )
