@@ -6,11 +6,13 @@ with LiveBytes(model.parameters()) as live:
 live.peak
 """
 
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,14 +20,16 @@ from torch.utils._pytree import tree_leaves
 _TORCH_C: Any = torch._C
 _GUARDS = _TORCH_C._dynamo.guards
 _trackers: list["LiveBytes"] = []
+_SECONDS_TO_LET_GO = 0.005  # a gloo thread holds what it has sent a moment longer than the wait
 
 
 class LiveBytes(TorchDispatchMode):
     """Bytes of every storage that an op has read or returned, or compiled code allocated.
 
     A storage is counted once, however many tensors view it, from when it is first seen until it is
-    freed or resized to nothing (as FSDP2 does). Not seen: what one op or gloo allocates and frees
-    within a call.
+    freed or resized to nothing (as FSDP2 does). Before a peak is believed, threads of process
+    groups get a moment to let go of operands that the step has freed. Not seen: what one op or gloo
+    allocates and frees within a call.
 
     Args:
         held: tensors that live already, counted from the beginning.
@@ -51,7 +55,10 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(value, torch.Tensor):
                 storage = getattr(value, "_local_tensor", value).untyped_storage()
                 self._storages[storage._cdata] = weakref.ref(storage)
-        self.peak = max(self.peak, self._alive())
+        if self._alive() > self.peak:
+            if dist.is_initialized():
+                time.sleep(_SECONDS_TO_LET_GO)
+            self.peak = max(self.peak, self._alive())
 
     def _alive(self) -> int:
         found = {key: ref() for key, ref in self._storages.items()}
