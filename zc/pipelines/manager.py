@@ -6,6 +6,8 @@ run_passes(program, PassPipeline.builtin("zero3"), instruments=[Dump(folder)])
 import time
 from collections.abc import Sequence
 
+from zc.devices.default import default_device
+from zc.devices.reader import load_device
 from zc.errors import PipelineError, VerifyError
 from zc.pipelines.contract import check_order
 from zc.pipelines.instrument import Instrument
@@ -32,7 +34,8 @@ def run_passes(
 
     Args:
         program: as captured.
-        pipeline: what to run; its ``memory_cap`` becomes the program's after the last pass.
+        pipeline: what to run; passes see its ``device`` and ``memory_cap`` in the program, which
+            must be within the cap when all of them have run.
         instruments: called around every pass.
         verify: whether to verify.
         skip: names of optional and numeric passes to leave out, for bisection.
@@ -42,19 +45,20 @@ def run_passes(
         VerifyError: when the program as captured, or what a pass leaves, breaks a rule.
     """
     passes = select_passes(pipeline, skip)
+    program.device = load_device(pipeline.device) if pipeline.device else default_device(program)
+    if pipeline.memory_cap is not None:
+        program.cap_bytes = int(pipeline.memory_cap)
     for instrument in instruments:
         instrument.before_passes(program, passes)
     if verify:
-        _verify(program, "before the first pass", full=True)
+        _verify(program, "before the first pass", full=True, capped=False)
     for index, item in enumerate(passes, start=1):
         seconds = _run_one(item, index, program)
         for instrument in instruments:
             instrument.after_pass(index, item, program, seconds)
         last = index == len(passes)
-        if last and pipeline.memory_cap is not None:
-            program.cap_bytes = int(pipeline.memory_cap)
         if verify:
-            _verify(program, f"after pass {index}, '{item.name}'", full=last)
+            _verify(program, f"after pass {index}, '{item.name}'", full=last, capped=last)
     for instrument in instruments:
         instrument.after_passes(program)
 
@@ -95,8 +99,8 @@ def _run_one(item: Pass, index: int, program: Program) -> float:
     return time.perf_counter() - start
 
 
-def _verify(program: Program, when: str, *, full: bool) -> None:
+def _verify(program: Program, when: str, *, full: bool, capped: bool) -> None:
     try:
-        verify_program(program, full=full)
+        verify_program(program, full=full, capped=capped)
     except VerifyError as error:
         raise VerifyError(f"{when}: {error}") from error

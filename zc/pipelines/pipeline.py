@@ -2,6 +2,8 @@
 
     name: zero3
     executor: inductor
+    memory_cap: 70GB          # optional
+    device: h100              # optional: a built-in name or the path of a device file
     passes:
       - shard_params: {zero_stage: 3, persist_below: 100KB}
       - clean_graph
@@ -27,7 +29,9 @@ from zc.program.units import Bytes
 Executor = Literal["inductor", "interpret"]
 
 _BUILTIN = Path(__file__).parent / "builtin"
-_SETTINGS = {"name": str, "executor": Executor, "memory_cap": Bytes | None}
+_SETTINGS = {
+    "name": str, "executor": Executor, "memory_cap": Bytes | None, "device": str | None
+}  # fmt: skip
 _KEYS = (*_SETTINGS, "passes")
 _SUFFIXES = (".yaml", ".yml")
 _IN_PYTHON = "pass pipeline"
@@ -42,6 +46,8 @@ class PassPipeline:
         executor: ``inductor`` compiles the regions of a program, ``interpret`` runs its nodes.
         passes: run from first to last.
         memory_cap: peak bytes that the verifier allows a program; ``None`` for no cap.
+        device: what passes that weigh costs reckon with: a built-in name or the path of a device
+            file; ``None`` for the one that suits where the program's parameters are.
         spelled: for each pass, the options that its author wrote out, defaults included.
 
     Raises:
@@ -52,6 +58,7 @@ class PassPipeline:
     executor: Executor
     passes: tuple[Pass, ...]
     memory_cap: Bytes | None = None
+    device: str | None = None
     spelled: tuple[tuple[str, ...], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:

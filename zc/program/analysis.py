@@ -1,5 +1,6 @@
 """Facts about a graph that several passes ask for."""
 
+import operator
 from typing import Any
 
 import torch
@@ -54,6 +55,16 @@ def turns(graph: fx.Graph) -> dict[fx.Node, int]:
             turn, phase = turn + 1, stamp_of(node).phase
         found[node] = turn
     return found
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether ``node`` returns a view of its operand, or an item of a result: nothing is moved."""
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    aliases = [r.alias_info for r in node.target._schema.returns]
+    return any(a is not None and not a.is_write for a in aliases)
 
 
 def reads_no_values(node: fx.Node) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from zc.cost.device import Device
 from zc.program.mesh import Mesh
 from zc.program.nodes import input_of
 from zc.program.printer import print_program
@@ -34,7 +35,10 @@ class Program:
         fake_mode: the mode under which every ``meta["val"]`` was made.
         forward_outputs: how many leading outputs the forward half returns (level 1 training).
         training: whether the program computes gradients.
-        cap_bytes: peak memory that the program must not exceed, ``None`` for no cap.
+        cap_bytes: peak memory that the program must not exceed when all passes have run, ``None``
+            for no cap.
+        device: what the program is meant to run on, as numbers for passes that weigh costs;
+            ``None`` until a pass pipeline has set it.
         rules: facts that passes promise and the verifier holds them to (``"zero_stage": 3``,
             ``"kept_gathered": ("ln.weight",)``).
         updates: traced optimizer steps; the last argument of ``zc.update`` is an index into them.
@@ -52,6 +56,7 @@ class Program:
     forward_outputs: int = 0
     training: bool = True
     cap_bytes: int | None = None
+    device: Device | None = None
     rules: dict[str, Any] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
 

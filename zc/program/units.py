@@ -2,8 +2,9 @@
 
     Bytes("1.5GiB") == 1610612736       str(Bytes("1.5GiB")) == "1.5GiB"
     Duration("10ms") == 0.01            str(Duration("10ms")) == "10ms"
+    Rate("3.35TB/s") == 3.35e12         str(Rate("3.35TB/s")) == "3.35TB/s"
 
-KB is 1000 bytes, KiB is 1024. Both compare and compute as plain numbers and print as they were
+KB is 1000 bytes, KiB is 1024. All compare and compute as plain numbers and print as they were
 written.
 """
 
@@ -20,6 +21,8 @@ BYTE_UNITS = {
     "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
 }  # fmt: skip
 SECOND_UNITS = {"s": "1", "ms": "0.001", "us": "0.000001"}
+_PREFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
+RATE_UNITS = {f"{p}{u}/s": size for u in ("B", "FLOP") for p, size in _PREFIXES.items()}
 
 
 class Bytes(int):
@@ -70,6 +73,30 @@ class Duration(float):
         return f"Duration({self._text!r})"
 
 
+class Rate(float):
+    """Bytes or floating-point operations per second, given as a number or as text with a unit.
+
+    Raises:
+        PipelineError: for text that is no rate, and for a rate that is not above zero.
+    """
+
+    _text: str
+
+    def __new__(cls, value: float | str) -> "Rate":  # noqa: D102
+        number = _parse_rate(value) if isinstance(value, str) else value
+        if number <= 0 or not math.isfinite(number):
+            raise PipelineError(f"a rate must be finite and above zero; got {number:g}/s")
+        self = super().__new__(cls, number)
+        self._text = value if isinstance(value, str) else f"{number:g}/s"
+        return self
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Rate({self._text!r})"
+
+
 def _parse_bytes(text: str) -> int:
     number, unit = _split(text, "size", "100KB or 1.5GiB", tuple(BYTE_UNITS))
     total = number * BYTE_UNITS.get(unit, 1)
@@ -83,8 +110,13 @@ def _parse_seconds(text: str) -> float:
     return float(number * Fraction(SECOND_UNITS.get(unit, "1")))
 
 
+def _parse_rate(text: str) -> float:
+    number, unit = _split(text, "rate", "3.35TB/s or 989TFLOP/s", tuple(RATE_UNITS))
+    return float(number * RATE_UNITS.get(unit, 1))
+
+
 def _split(text: str, what: str, example: str, units: tuple[str, ...]) -> tuple[Fraction, str]:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)", text)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z/]*)", text)
     if match is None:
         raise PipelineError(f"'{text}' is not a {what}; write a number and a unit, as in {example}")
     number, unit = match.groups()

@@ -1,8 +1,7 @@
 """Compute regions: what lies between two effects, compiled once per structure.
 
-An effect is a node whose place in the order matters: a collective, a wait, a write, a higher-order
-op. A region is a maximal run of other nodes. Regions that print alike, names aside, share one
-compiled function.
+A region is a maximal run of nodes between two effects (``zc.program.effects``). Regions that print
+alike, names aside, share one compiled function.
 """
 
 import hashlib
@@ -16,14 +15,11 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.fx.node import map_arg
 
-from zc.program.collectives import is_collective, is_wait
-from zc.program.loops import ACCUMULATOR, BEGIN
+from zc.program.analysis import is_view
+from zc.program.effects import is_count, is_effect
+from zc.program.loops import BEGIN
 from zc.program.nodes import value_of
-from zc.program.partition import OWN_BLOCK
 from zc.program.printer import print_node
-from zc.program.rounding import ROUND_STOCHASTIC
-from zc.program.types import has_unbacked
-from zc.program.updates import is_number
 
 Symbols = dict[str, fx.Node]  # a symbolic size by name, and the node whose value it is
 _SYMBOLIC = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -38,22 +34,6 @@ class Region:
     outputs: tuple[fx.Node, ...]
 
 
-def is_effect(node: fx.Node) -> bool:
-    """Whether ``node`` must stay where the passes put it."""
-    if is_collective(node) or is_wait(node):
-        return True
-    if node.target in (OWN_BLOCK, ACCUMULATOR, ROUND_STOCHASTIC):
-        return True
-    if _is_number(node) or any(is_number(value_of(n)) for n in node.all_input_nodes):
-        return True
-    if node.target is operator.getitem:
-        source = node.args[0]
-        return isinstance(source, fx.Node) and is_effect(source)
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return isinstance(node.target, torch._ops.HigherOrderOperator)
-    return node.is_impure() or has_unbacked(value_of(node))
-
-
 def split_regions(graph: fx.Graph) -> list[Region | fx.Node]:
     """The computed nodes of ``graph`` in order: effects as they are, the rest as regions."""
     parts: list[Region | fx.Node] = []
@@ -63,7 +43,7 @@ def split_regions(graph: fx.Graph) -> list[Region | fx.Node]:
         _bind_symbol(node, symbols)
         if node.op != "call_function":
             continue
-        early = _is_number(node) and node.target is not BEGIN
+        early = is_count(node) and node.target is not BEGIN
         if early and not set(node.all_input_nodes) & set(run):
             parts.append(node)  # sizes are computed before the region that needs them
             continue
@@ -111,11 +91,6 @@ def _free_symbols(node: fx.Node) -> set[Any]:
     return {s for v in items if isinstance(v, _SYMBOLIC) for s in free_symbols(v)}
 
 
-def _is_number(node: fx.Node) -> bool:
-    value = value_of(node)
-    return is_number(value) or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
 def is_symbolic(region: Region) -> bool:
     """Whether sizes in a region are symbols, so that compiling it may set conditions on them."""
     return any(_free_symbols(n) for n in (*region.nodes, *region.inputs))
@@ -123,7 +98,7 @@ def is_symbolic(region: Region) -> bool:
 
 def free_of_work(region: Region) -> bool:
     """Whether a region only makes views, which no compiler improves on."""
-    return all(_is_view(n) for n in region.nodes)
+    return all(is_view(n) for n in region.nodes)
 
 
 def extract(region: Region) -> fx.GraphModule:
@@ -164,11 +139,3 @@ def _signature(value: Any) -> str:
         else str(t)
         for t in items
     )
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.target is operator.getitem:
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return any(r.alias_info is not None for r in node.target._schema.returns)

@@ -1,0 +1,1 @@
+"""What a program costs: operations, bytes, seconds and memory, before it runs."""

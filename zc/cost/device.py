@@ -1,0 +1,87 @@
+"""The device that a program is meant for, as plain numbers: rates, latencies, sizes.
+
+Data only, so a program can carry it: passes read ``program.device`` and nothing else about the
+machine. Files and measurements that make one stand in ``zc.devices``.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Link:
+    """A way for bytes to travel; n bytes take ``latency + n / bandwidth`` (Hockney 1994).
+
+    ``latency`` is in seconds, ``bandwidth`` in bytes per second, one direction.
+    """
+
+    latency: float
+    bandwidth: float
+
+    def seconds(self, nbytes: float) -> float:
+        """Time for ``nbytes`` in one transfer."""
+        return self.latency + nbytes / self.bandwidth
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator or CPU process and what connects it to others.
+
+    Attributes:
+        name: as in its file.
+        memory_bytes: that one rank can use.
+        memory_bandwidth: bytes per second, reads and writes together.
+        flops: multiplications and additions per second of matrix products, by dtype name
+            (``float32``); a dtype that is not listed runs at the rate of ``float32``.
+        op_seconds: fixed time of one op or kernel.
+        issue_seconds: time that the compute lane spends on starting a collective or on a wait.
+        ranks_per_node: ranks that reach one another over ``node``; all others over ``network``.
+        node: between ranks of one node.
+        network: between nodes.
+        host: between the device and the memory of its host.
+        file: between the host and its files.
+        collectives: measured links by collective (``all_gather``, ...), in the place of ``node``
+            and ``network`` where the group is as large as the one measured, ``measured_ranks``.
+        measured_ranks: ranks of the group that ``collectives`` were measured on.
+        interference: share of its speed that compute loses while a collective is under way, from
+            0 (copy engines) to 1 (nothing overlaps).
+        one_lane: whether gathers and reductions share one lane, first come first served.
+        notes: where the numbers come from.
+    """
+
+    name: str
+    memory_bytes: int
+    memory_bandwidth: float
+    flops: dict[str, float]
+    op_seconds: float
+    issue_seconds: float
+    ranks_per_node: int
+    node: Link
+    network: Link
+    host: Link
+    file: Link
+    collectives: dict[str, Link] = field(default_factory=dict)
+    measured_ranks: int = 0
+    interference: float = 0.0
+    one_lane: bool = False
+    notes: str = ""
+
+    def flop_rate(self, dtype: str) -> float:
+        """Operations per second of matrix products in ``dtype``."""
+        return self.flops.get(dtype, self.flops["float32"])
+
+    def collective_seconds(self, op: str, group_size: int, wire_bytes: int) -> float:
+        """Time of one collective to which each rank sends ``wire_bytes``.
+
+        A ring over N ranks takes N - 1 steps of one latency each, an all-reduce twice that, and
+        the bytes pass its slowest link: steps * alpha + bytes * beta (Thakur et al. 2005, section
+        4). A measured link holds the latency of the whole collective.
+        """
+        if group_size == 1:
+            return 0.0
+        if op in self.collectives and group_size == self.measured_ranks:
+            return self.collectives[op].seconds(wire_bytes)
+        nodes = -(-group_size // self.ranks_per_node)
+        within = min(group_size, self.ranks_per_node) - 1
+        latency = within * self.node.latency + (nodes - 1) * self.network.latency
+        rounds = 2 if op == "all_reduce" else 1
+        return rounds * latency + wire_bytes / (self.network if nodes > 1 else self.node).bandwidth

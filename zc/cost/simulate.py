@@ -1,0 +1,154 @@
+"""Runs a program on the lanes of a device, on paper: seconds, exposed communication, memory.
+
+    timeline = simulate(program, device, fused=True)
+    timeline.seconds, timeline.exposed_seconds, timeline.peak_bytes
+
+The compute lane takes nodes in program order. A collective starts when it has been issued and its
+lane is free; its wait holds the compute lane until it has ended. While one is under way, compute
+runs slower by ``device.interference``. Deterministic, and linear in the nodes that run.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from zc.cost.device import Device
+from zc.cost.lanes import COMPUTE, lane_of
+from zc.cost.times import node_seconds
+from zc.program.collectives import is_collective, is_wait
+from zc.program.liveness import memory_timeline
+from zc.program.loops import as_executed
+from zc.program.program import Program
+from zc.program.stamps import stamp_of
+
+
+@dataclass(frozen=True)
+class Span:
+    """``node`` keeps ``lane`` busy from ``start`` to ``end``, in seconds from the step's start."""
+
+    node: fx.Node
+    lane: str
+    start: float
+    end: float
+
+
+@dataclass
+class Timeline:
+    """What a simulated step takes.
+
+    Attributes:
+        spans: in the order of their nodes; nodes that take no time have none.
+        seconds: until the last lane is done.
+        compute_seconds: that the compute lane works, undisturbed.
+        exposed_seconds: that the compute lane stands still for a collective, or is slowed by one.
+        lane_seconds: busy time by lane.
+        phase_seconds: time on the compute lane, waits included, by phase.
+        memory: seconds and live bytes, whenever a node ends.
+        peak_bytes: largest live bytes.
+    """
+
+    spans: list[Span] = field(default_factory=list)
+    seconds: float = 0.0
+    compute_seconds: float = 0.0
+    exposed_seconds: float = 0.0
+    lane_seconds: dict[str, float] = field(default_factory=dict)
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    memory: list[tuple[float, int]] = field(default_factory=list)
+    peak_bytes: int = 0
+
+
+def simulate(
+    program: Program,
+    device: Device,
+    *,
+    fused: bool = True,
+    seconds: Mapping[fx.Node, float] | None = None,
+) -> Timeline:
+    """The timeline of one step of the physical ``program`` on ``device``.
+
+    Args:
+        program: after its passes.
+        device: what it runs on.
+        fused: whether regions are compiled.
+        seconds: of each node, where they are known better than by ``node_seconds``.
+    """
+    lanes = _Lanes(device)
+    for graph in program.graphs.values():
+        costs = seconds or node_seconds(graph, program.mesh, device, fused=fused)
+        live = {point.node: point.live_bytes for point in memory_timeline(graph)}
+        for node, _ in as_executed(graph):
+            if node.op != "call_function":
+                continue
+            lanes.run(node, costs[node])
+            lanes.timeline.memory.append((lanes.now, live[node]))
+    return lanes.finish()
+
+
+class _Lanes:
+    """Time on every lane so far."""
+
+    def __init__(self, device: Device) -> None:
+        self.now = 0.0  # on the compute lane
+        self.timeline = Timeline()
+        self._device = device
+        self._free: dict[str, float] = {}
+        self._ends: dict[fx.Node, float] = {}
+        self._under_way: deque[tuple[float, float]] = deque()  # of collectives, by start
+
+    def run(self, node: fx.Node, seconds: float) -> None:
+        began = self.now
+        if is_collective(node):
+            self._issue(node, seconds)
+        elif is_wait(node):
+            self._wait(node)
+        else:
+            self._compute(node, seconds)
+        phases, phase = self.timeline.phase_seconds, stamp_of(node).phase
+        phases[phase] = phases.get(phase, 0.0) + self.now - began
+
+    def finish(self) -> Timeline:
+        done = self.timeline
+        done.seconds = max([self.now, *self._free.values()])
+        done.exposed_seconds = self.now - done.compute_seconds
+        done.peak_bytes = max((live for _, live in done.memory), default=0)
+        return done
+
+    def _issue(self, node: fx.Node, seconds: float) -> None:
+        self.now += self._device.issue_seconds
+        lane = lane_of(node, self._device)
+        start = max(self.now, self._free.get(lane, 0.0))
+        self._free[lane] = self._ends[node] = start + seconds
+        self._under_way.append((start, start + seconds))
+        self._busy(node, lane, start, start + seconds)
+
+    def _wait(self, node: fx.Node) -> None:
+        self.now += self._device.issue_seconds
+        source = node.all_input_nodes[0]
+        if source not in self._ends and source.all_input_nodes:
+            source = source.all_input_nodes[0]  # an item of a coalesced one
+        self.now = max(self.now, self._ends.get(source, 0.0))
+
+    def _compute(self, node: fx.Node, seconds: float) -> None:
+        start, left = self.now, seconds
+        for begin, end in self._under_way:
+            free = max(0.0, min(left, begin - self.now))
+            self.now, left = self.now + free, left - free
+            speed = 1.0 - self._device.interference
+            slow = max(0.0, end - self.now)
+            if not left or not slow:
+                continue
+            took = min(slow, left / speed) if speed else slow
+            self.now, left = self.now + took, left - took * speed
+        self.now += left
+        while self._under_way and self._under_way[0][1] <= self.now:
+            self._under_way.popleft()
+        self.timeline.compute_seconds += seconds
+        if seconds:
+            self._busy(node, COMPUTE, start, self.now)
+
+    def _busy(self, node: fx.Node, lane: str, start: float, end: float) -> None:
+        self.timeline.spans.append(Span(node, lane, start, end))
+        lanes = self.timeline.lane_seconds
+        lanes[lane] = lanes.get(lane, 0.0) + end - start

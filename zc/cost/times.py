@@ -1,0 +1,113 @@
+"""Seconds that each node keeps its lane busy on a device.
+
+An op takes the longer of its arithmetic and its memory traffic, and a fixed time (the roofline of
+Williams, Waterman and Patterson, CACM 2009). Where a program is compiled, ops between two effects
+that are no matrix products run as one pass over memory: what one of them hands to another costs
+nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import fx
+
+from zc.cost.device import Device
+from zc.cost.work import Work, work_of
+from zc.program.analysis import is_view
+from zc.program.collectives import collective_of, is_collective, output_bytes
+from zc.program.effects import is_effect
+from zc.program.kernels import FUSED_UPDATE, operand_lists, spec_of
+from zc.program.mesh import Mesh
+from zc.program.nodes import tensors_of
+
+Runs = dict[fx.Node, int]
+
+
+def node_seconds(
+    graph: fx.Graph, mesh: Mesh, device: Device, *, fused: bool
+) -> dict[fx.Node, float]:
+    """Seconds of every node of ``graph``; inputs, views and waits take none by themselves.
+
+    Args:
+        graph: of a physical program.
+        mesh: gives the size of groups.
+        device: what it runs on.
+        fused: whether regions are compiled (executor ``inductor``).
+    """
+    works = {node: work(node) for node in graph.nodes}
+    runs = fusable_runs(works) if fused else {}
+    found = {}
+    for node, done in works.items():
+        if is_collective(node):
+            row = collective_of(node, mesh)
+            found[node] = device.collective_seconds(row.spec.op, row.group_size, row.wire_bytes)
+        else:
+            found[node] = compute_seconds(in_memory(node, done, runs), device)
+    return found
+
+
+def compute_seconds(done: Work, device: Device) -> float:
+    """Seconds of ``done`` on ``device``: nothing for nothing, else the roofline and a launch."""
+    traffic = done.read + done.written
+    if not traffic:
+        return 0.0
+    arithmetic = done.flops / device.flop_rate(done.dtype) if done.matrix else 0.0
+    return device.op_seconds + max(arithmetic, traffic / device.memory_bandwidth)
+
+
+def work(node: fx.Node) -> Work:
+    """The work of ``node``, generated kernels included."""
+    if node.target is not FUSED_UPDATE:
+        return work_of(node)
+    spec = spec_of(str(node.args[3]))
+    written, read = node.args[0], node.args[1]
+    first = operand_lists(spec, written, read)[0]  # type: ignore[arg-type]
+    numel = sum(t.numel() for item in first for t in tensors_of(item))
+    bytes_read, bytes_written = spec.bytes_per_element()
+    return Work(
+        len(spec.body) * numel, int(bytes_read * numel), int(bytes_written * numel),
+        dtype=spec.compute_dtype,
+    )  # fmt: skip
+
+
+def fusable_runs(works: Mapping[fx.Node, Work]) -> Runs:
+    """For each node that a compiler fuses with its neighbours, the number of its region."""
+    found: Runs = {}
+    run = 0
+    for node, done in works.items():
+        if node.op != "call_function":
+            continue
+        if is_effect(node):
+            run += 1
+        elif not done.matrix:
+            found[node] = run
+    return found
+
+
+def in_memory(node: fx.Node, done: Work, runs: Runs) -> Work:
+    """``done`` without the bytes that a fused pass over memory keeps in registers."""
+    if node not in runs or is_view(node):
+        return done
+    mine = runs[node]
+    sources = list(dict.fromkeys(node.all_input_nodes))
+    whole = sum(map(output_bytes, sources))
+    outside = sum(output_bytes(s) for s in sources if runs.get(_behind_views(s)) != mine)
+    read = done.read * outside // whole if whole else 0
+    written = 0 if _read_only_in(node, mine, runs) else done.written
+    return replace(done, read=read, written=written)
+
+
+def _behind_views(node: fx.Node) -> fx.Node:
+    """The node whose memory ``node`` shows."""
+    while node.op == "call_function" and is_view(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _read_only_in(node: fx.Node, run: int, runs: Runs) -> bool:
+    """Whether ``node`` is read, and only by fused nodes of the region ``run``."""
+    readers = list(node.users)
+    for reader in readers:  # grows meanwhile
+        if reader.op == "call_function" and is_view(reader):
+            readers += reader.users
+    return bool(readers) and all(runs.get(reader) == run for reader in readers)

@@ -1,0 +1,161 @@
+"""Device files: YAML with units, read into ``zc.cost.device.Device``.
+
+    name: h100
+    memory: 80GB
+    memory_bandwidth: 3.35TB/s
+    flops: {float32: 67TFLOP/s, bfloat16: 989TFLOP/s}
+    op: 3us
+    issue: 10us
+    node: {ranks: 8, latency: 3us, bandwidth: 370GB/s}
+    network: {latency: 8us, bandwidth: 48GB/s}
+    host: {latency: 10us, bandwidth: 55GB/s}
+    file: {latency: 100us, bandwidth: 6GB/s}
+
+Optional: ``collectives``, links by collective as measured on ``measured_ranks`` ranks;
+``interference`` and ``one_lane``, see ``Device``; ``notes``.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from zc.cost.device import Device, Link
+from zc.errors import PipelineError
+from zc.pipelines.located import Located, nearest, show
+from zc.pipelines.yaml_file import parse_yaml
+from zc.program.units import Bytes, Duration, Rate
+
+_BUILTIN = Path(__file__).parent / "builtin"
+_LINK = {"latency": Duration, "bandwidth": Rate}
+_NEEDED: dict[str, Any] = {
+    "name": str, "memory": Bytes, "memory_bandwidth": Rate, "flops": dict, "op": Duration,
+    "issue": Duration, "node": dict, "network": dict, "host": dict, "file": dict,
+}  # fmt: skip
+_OPTIONAL: dict[str, Any] = {
+    "collectives": dict, "measured_ranks": int, "interference": float, "one_lane": bool,
+    "notes": str,
+}  # fmt: skip
+_KINDS = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false",
+    dict: "a mapping", Bytes: "a size such as 80GB", Duration: "a duration such as 10us",
+    Rate: "a rate such as 3.35TB/s",
+}  # fmt: skip
+
+
+def load_device(spec: str | os.PathLike[str]) -> Device:
+    """The device that ``spec`` means: a built-in name or the path of a YAML file.
+
+    Raises:
+        PipelineError: for another name, a file that cannot be read, and all that is wrong in it.
+    """
+    text = str(spec)
+    if not text.endswith((".yaml", ".yml")):
+        return builtin_device(text)
+    try:
+        written = Path(text).read_text(encoding="utf-8")
+    except OSError as error:
+        raise PipelineError(f"{text}: cannot be read: {error.strerror}") from error
+    return read_device(parse_yaml(written, text))
+
+
+@cache
+def builtin_device(name: str) -> Device:
+    """The device that ships under ``name``.
+
+    Raises:
+        PipelineError: for any other name.
+    """
+    names = device_names()
+    if name not in names:
+        raise PipelineError(
+            f"no built-in device named '{name}'{nearest(name, names)}; there are "
+            f"{', '.join(names)}; the name of a file ends in .yaml or .yml"
+        )
+    path = _BUILTIN / f"{name}.yaml"
+    return read_device(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+
+
+def device_names() -> tuple[str, ...]:
+    """The names of the devices that ship with zc, sorted."""
+    return tuple(sorted(path.stem for path in _BUILTIN.glob("*.yaml")))
+
+
+def read_device(root: Located) -> Device:
+    """The device in a tree of YAML.
+
+    Raises:
+        PipelineError: for a missing or unknown key, a wrong type or unit, by line.
+    """
+    found = _mapping(root, "a device", _NEEDED, _OPTIONAL)
+    node = _mapping(found["node"], "'node'", {"ranks": int, **_LINK})
+    interference = _scalar(found.get("interference", Located(0.0, "")), float)
+    if not 0 <= interference <= 1:
+        raise found["interference"].fail(f"interference is between 0 and 1; got {interference}")
+    return Device(
+        name=_scalar(found["name"], str),
+        memory_bytes=_scalar(found["memory"], Bytes),
+        memory_bandwidth=_scalar(found["memory_bandwidth"], Rate),
+        flops=_flops(found["flops"]),
+        op_seconds=_scalar(found["op"], Duration),
+        issue_seconds=_scalar(found["issue"], Duration),
+        ranks_per_node=_scalar(node["ranks"], int),
+        node=Link(_scalar(node["latency"], Duration), _scalar(node["bandwidth"], Rate)),
+        **{key: _link(found[key], f"'{key}'") for key in ("network", "host", "file")},
+        collectives=_links(found.get("collectives")),
+        measured_ranks=_scalar(found.get("measured_ranks", Located(0, "")), int),
+        interference=interference,
+        one_lane=_scalar(found.get("one_lane", Located(False, "")), bool),
+        notes=_scalar(found.get("notes", Located("", "")), str),
+    )
+
+
+def _flops(place: Located) -> dict[str, float]:
+    rates = {k: _scalar(v, Rate) for k, v in place.value.items()}
+    if "float32" not in rates:
+        raise place.fail("'flops' needs a rate for float32, which other dtypes fall back to")
+    return rates
+
+
+def _links(place: Located | None) -> dict[str, Link]:
+    if place is None:
+        return {}
+    return {key: _link(value, f"'{key}'") for key, value in place.value.items()}
+
+
+def _link(place: Located, subject: str) -> Link:
+    found = _mapping(place, subject, _LINK)
+    return Link(_scalar(found["latency"], Duration), _scalar(found["bandwidth"], Rate))
+
+
+def _mapping(
+    place: Located, subject: str, needed: dict[str, Any], optional: dict[str, Any] | None = None
+) -> dict[str, Located]:
+    """The entries at ``place``, each of its type, with none missing and none unknown."""
+    known = needed | (optional or {})
+    if not isinstance(place.value, dict):
+        raise place.fail(f"{subject} must be a mapping; got {show(place.value)}")
+    for key, value in place.value.items():
+        if key not in known:
+            hint = nearest(key, known) or f"; the keys are {', '.join(known)}"
+            raise value.fail(f"unknown key '{key}' in {subject}{hint}")
+        if known[key] is dict and not isinstance(value.value, dict):
+            raise value.fail(f"'{key}' must be a mapping; got {show(value.value)}")
+    missing = [key for key in needed if key not in place.value]
+    if missing:
+        raise place.fail(f"{subject} needs '{missing[0]}'")
+    return place.value
+
+
+def _scalar(place: Located, wanted: Any) -> Any:
+    """The value at ``place`` as ``wanted``."""
+    value = place.value
+    if wanted in (Bytes, Duration, Rate):
+        try:
+            return wanted(str(value))
+        except PipelineError as error:
+            raise place.fail(str(error)) from error
+    fits = type(value) is wanted or (wanted is float and type(value) is int)
+    if not fits:
+        raise place.fail(f"must be {_KINDS[wanted]}; got {show(value)}")
+    return wanted(value)

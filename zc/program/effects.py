@@ -1,0 +1,39 @@
+"""Effects: nodes whose place in the order matters, and which end a compute region.
+
+A collective, a wait, a write, a higher-order op, a number that the loop computes.
+"""
+
+import operator
+
+import torch
+from torch import fx
+
+from zc.program.collectives import is_collective, is_wait
+from zc.program.loops import ACCUMULATOR
+from zc.program.nodes import value_of
+from zc.program.partition import OWN_BLOCK
+from zc.program.rounding import ROUND_STOCHASTIC
+from zc.program.types import has_unbacked
+from zc.program.updates import is_number
+
+
+def is_effect(node: fx.Node) -> bool:
+    """Whether ``node`` must stay where the passes put it."""
+    if is_collective(node) or is_wait(node):
+        return True
+    if node.target in (OWN_BLOCK, ACCUMULATOR, ROUND_STOCHASTIC):
+        return True
+    if is_count(node) or any(is_number(value_of(n)) for n in node.all_input_nodes):
+        return True
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return isinstance(source, fx.Node) and is_effect(source)
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return isinstance(node.target, torch._ops.HigherOrderOperator)
+    return node.is_impure() or has_unbacked(value_of(node))
+
+
+def is_count(node: fx.Node) -> bool:
+    """Whether the value of ``node`` is a number or a symbolic size."""
+    value = value_of(node)
+    return is_number(value) or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
