@@ -1,7 +1,7 @@
 """Target ``cpu``: the kernel as C++, compiled once for each content, run over chunks in parallel.
 
-The whole update is one pass over memory: each element is read once and written once. Chunks are
-handed out statically, so that a thread goes through memory in order.
+The whole update is one pass over memory: each element is read once and written once. Every thread
+takes an equal part of all elements, however many tensors they lie in, and goes through it in order.
 """
 
 import ctypes
@@ -28,6 +28,7 @@ _PRELUDE = """\
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <omp.h>
 
 namespace zc {{  // functions of these names exist outside
 
@@ -145,21 +146,29 @@ def _summary(spec: KernelSpec) -> str:
 def _entry(spec: KernelSpec) -> str:
     pointers = [f"({_pointer(o)})pointers[{i} * count + t]" for i, o in enumerate(spec.operands)]
     numbers = [f"real(numbers[{i}])" for i in range(len(spec.numbers))]
-    indent, places = " " * 22, ""
+    indent, places = " " * 26, ""
     if spec.placed:
-        indent, places = " " * 26, "const place *places, "
+        indent, places = " " * 30, "const place *places, "
     arguments = f",\n{indent}".join([*pointers, *numbers])
     return f"""\
 // pointers: {len(spec.operands)} lists of count tensors, one list for each operand
 extern "C" void update(int64_t count, const int64_t *sizes, const int64_t *pointers,
                        const double *numbers, {places}int threads) {{
     const int64_t step = {spec.block or CHUNK_ELEMENTS};
+    int64_t total = 0;
+    for (int64_t t = 0; t < count; ++t) total += sizes[t];
     #pragma omp parallel num_threads(threads)
-    for (int64_t t = 0; t < count; ++t) {{
-        #pragma omp for schedule(static) nowait
-        for (int64_t begin = 0; begin < sizes[t]; begin += step) {{
-            const int64_t end = begin + step < sizes[t] ? begin + step : sizes[t];
+    {{
+        // a thread takes the chunks that begin in its part of all elements
+        const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
+        const int64_t low = total * mine / all, high = total * (mine + 1) / all;
+        int64_t before = 0;
+        for (int64_t t = 0; t < count && before < high; before += sizes[t++]) {{
+            int64_t begin = low > before ? (low - before + step - 1) / step * step : 0;
+            for (; begin < sizes[t] && before + begin < high; begin += step) {{
+                const int64_t end = begin + step < sizes[t] ? begin + step : sizes[t];
 {_call(spec, arguments)}
+            }}
         }}
     }}
 }}
@@ -171,15 +180,15 @@ extern "C" void update(int64_t count, const int64_t *sizes, const int64_t *point
 def _call(spec: KernelSpec, arguments: str) -> str:
     """The call for one chunk; where elements are numbered, for each of its rows."""
     if not spec.placed:
-        return f"            chunk(begin, end, {arguments});"
+        return f"                chunk(begin, end, {arguments});"
     return f"""\
-            const place at = places[t];
-            for (int64_t from = begin, to; from < end; from = to) {{
-                const int64_t row = from / at.inner, behind = (row + 1) * at.inner;
-                to = behind < end ? behind : end;
-                chunk(from, to, at.first + row * (at.outer - at.inner),
-                      {arguments});
-            }}"""
+                const place at = places[t];
+                for (int64_t from = begin, to; from < end; from = to) {{
+                    const int64_t row = from / at.inner, behind = (row + 1) * at.inner;
+                    to = behind < end ? behind : end;
+                    chunk(from, to, at.first + row * (at.outer - at.inner),
+                          {arguments});
+                }}"""
 
 
 def _library(source: Path, compiler: str) -> Path:

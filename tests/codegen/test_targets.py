@@ -9,7 +9,7 @@ import torch
 from interpreted import interpreted_lines
 from kernel_specs import NAMES, copies, numbers, operands, spec
 from zc.codegen import source
-from zc.codegen.cpp_target import load_cpp, render_cpp
+from zc.codegen.cpp_target import CHUNK_ELEMENTS, load_cpp, render_cpp
 from zc.codegen.spec import KernelSpec, Operand, Statement
 from zc.codegen.table import TABLE
 from zc.codegen.torch_target import load_torch, render_torch
@@ -53,6 +53,28 @@ def test_cpp_is_the_reference(name: str, dtype: torch.dtype):
     for one, other in zip(ours, theirs, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, rtol=ULPS[dtype], atol=ULPS[dtype])
+
+
+def test_threads_share_elements_not_tensors():
+    """Every element once, however many threads there are: chunks begin and end with tensors."""
+    kernel = spec("adamw", torch.float32)
+    sizes = [1, CHUNK_ELEMENTS - 1, CHUNK_ELEMENTS, 0, 3 * CHUNK_ELEMENTS + 5, 7, 2]
+    generator = torch.Generator().manual_seed(0)
+    first = [
+        [torch.rand(size, generator=generator) + 0.5 for size in sizes] for _ in kernel.operands
+    ]
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3, 5):
+        ours = copies(first)
+        torch.set_num_threads(threads)
+        try:
+            load_cpp(kernel)(ours, numbers(kernel))
+        finally:
+            torch.set_num_threads(before)
+        results.append(torch.cat([t for item in ours for t in item]))
+    assert not torch.equal(results[0], torch.cat([t for item in first for t in item]))
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 def test_triton_is_the_reference():
