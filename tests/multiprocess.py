@@ -6,8 +6,10 @@
 
     results = run_ranks(check, 2, x)      # raises RanksFailed with every traceback
 
-Spawning costs about 4 s, so one test spawns once for many checks. Nothing here can hang: every
-group has a timeout, and what still runs at the end of ``timeout`` is killed.
+Ranks are forked from one process that has imported torch and zc and done nothing else. With
+``fresh`` each starts a Python of its own, with its own order of sets; that costs about 4 s a rank.
+One test starts ranks once for many checks. Nothing here can hang: every group has a timeout, and
+what still runs at the end of ``timeout`` is killed.
 """
 
 import importlib.util
@@ -30,6 +32,7 @@ import torch.multiprocessing as mp
 
 GROUP_TIMEOUT = timedelta(seconds=30)
 GRACE_SECONDS = 10.0  # for the other ranks to end by themselves after the first failure
+PRELOADED = ["torch.distributed", "torch._dynamo", "torch._inductor.compile_fx", "zc.backend"]
 
 
 class RanksFailed(AssertionError):
@@ -44,9 +47,11 @@ class Outcome:
     error: str | None = None
 
 
-def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 60) -> list[Any]:
+def run_ranks(
+    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 60, fresh: bool = False
+) -> list[Any]:
     """Run ``fn(rank, world, *args)`` on ``world`` gloo ranks and return their results by rank."""
-    outcomes = outcomes_of(fn, world, *args, timeout=timeout)
+    outcomes = outcomes_of(fn, world, *args, timeout=timeout, fresh=fresh)
     errors = [f"rank {r}:\n{o.error}" for r, o in enumerate(outcomes) if o.error is not None]
     if errors:
         raise RanksFailed("\n".join(errors))
@@ -54,14 +59,17 @@ def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout: float = 6
 
 
 def outcomes_of(
-    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 60
+    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 60, fresh: bool = False
 ) -> list[Outcome]:
     """As ``run_ranks``, but failures are returned: for tests of what ranks do when one dies."""
     with tempfile.TemporaryDirectory() as folder:
         source = (Path(fn.__code__.co_filename), fn.__qualname__)
-        context = mp.get_context("spawn")
+        context: Any = mp.get_context("spawn" if fresh else "forkserver")
+        if not fresh:
+            context.set_forkserver_preload(PRELOADED)
+        given = (source, world, folder, dict(os.environ), args)
         ranks = [
-            context.Process(target=_run_rank, args=(source, rank, world, folder, args), daemon=True)
+            context.Process(target=_run_rank, args=(rank, *given), daemon=True)
             for rank in range(world)
         ]
         for process in ranks:
@@ -107,9 +115,15 @@ def _outcome(file: Path, process: BaseProcess) -> Outcome:
 
 
 def _run_rank(
-    source: tuple[Path, str], rank: int, world: int, folder: str, args: tuple[Any, ...]
+    rank: int,
+    source: tuple[Path, str],
+    world: int,
+    folder: str,
+    environment: dict[str, str],
+    args: tuple[Any, ...],
 ) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.clear()
+    os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     outcome: dict[str, Any]
     try:

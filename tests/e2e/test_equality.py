@@ -84,7 +84,7 @@ def _different_bits(by_rank: list[list[Deviation]]) -> list[str]:
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_pairwise_sample_trains_as_ddp(world: int) -> None:
     configs = [c for c in sample() if c.world == world]
-    check(run_ranks(ranks, world, configs, timeout=1700))
+    check(run_ranks(ranks, world, configs, timeout=1700, fresh=True))
 
 
 @pytest.mark.matrix
@@ -93,7 +93,7 @@ def test_a_pairwise_sample_trains_as_ddp(world: int) -> None:
 def test_the_whole_matrix_trains_as_ddp(model: str, world: int) -> None:
     rows = product((model,), (world,), STAGES, LEVELS, EXECUTORS, CLIPS)
     configs = sorted((Config(*row) for row in rows), key=_order)
-    by_rank = run_ranks(ranks, world, configs, timeout=7000)
+    by_rank = run_ranks(ranks, world, configs, timeout=7000, fresh=True)
     found = [deviation for one_rank in by_rank for deviation in one_rank]
     tables = defaultdict(list)
     for deviation in found:
