@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from zc.capture.markers_merge import ALIASES, EMPTY
+from zc.capture.scaled import check_scaled, check_unscaled
 from zc.errors import CaptureError
 from zc.program.edit import erase_dead
 from zc.program.nodes import input_of, value_of
@@ -57,25 +58,30 @@ def adopt_updates(program: Program) -> list[Stepped]:
     """The optimizer steps of ``program``; each marker is numbered by its place among them.
 
     Raises:
-        CaptureError: for a parameter that is stepped twice.
+        CaptureError: for a parameter that is stepped twice, and for what no ``GradScaler`` takes.
     """
     found: list[Stepped] = []
     for marker in program.graph.find_nodes(op="call_function", target=MARKER):
         params, grads, handle, *scaler = marker.args
         names = [input_of(node).subject for node in params]  # type: ignore
+        stepped = Stepped(handle, dict(zip(names, grads, strict=True)), *scaler)  # type: ignore
         for name in names:
             if any(name in earlier.grads for earlier in found):
                 raise CaptureError(
                     f"two optimizers of {program.name} step '{name}' in one program; give each "
                     f"parameter to one optimizer"
                 )
-        if scaler and scaler[0] != NO_SCALER and any(scaler[0] == s.scaler for s in found):
+        scaled = stepped.scaler != NO_SCALER
+        if scaled and any(stepped.scaler == earlier.scaler for earlier in found):
             raise CaptureError(
                 f"two optimizers of {program.name} are stepped with one GradScaler; give each a "
                 f"GradScaler of its own"
             )
+        if scaled:
+            check_scaled(program, stepped.handle, stepped.grads)
         marker.args = (params, grads, len(found), *scaler)
-        found.append(Stepped(handle, dict(zip(names, grads, strict=True)), *scaler))  # type: ignore
+        found.append(stepped)
+    check_unscaled(program)
     return found
 
 

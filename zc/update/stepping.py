@@ -154,7 +154,8 @@ class BoundStep:
         return next((w for checks in self._checks if (w := checks.broken(self._value))), None)
 
     def bind(self) -> None:
-        """Bind state where it is not bound."""
+        """Bind state where it is not bound; a step begins, and nothing has skipped it yet."""
+        self._skipped = False
         if self._bound:
             return
         self._pool.clear()
