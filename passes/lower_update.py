@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx
 
-from zc.program.analysis import written_storages
+from zc.program.analysis import writes_by_storage
 from zc.program.edit import Editor, erase_dead
 from zc.program.element import Element, element_of
 from zc.program.kernels import FUSED_UPDATE, remember
@@ -51,9 +51,11 @@ class LowerUpdate(Pass):
         Those in different buckets (``fuse_update``) stay apart.
         """
         launches: dict[Any, list[Element]] = {}
-        written = written_storages(program.graph)
-        for writes in writes_by_parameter(program):
-            element = element_of(program, writes, written)
+        every = writes_by_parameter(program)
+        last = max((write for writes in every for write in writes), default=None)
+        changing = {} if last is None else writes_by_storage(program.graph, last)
+        for writes in every:
+            element = element_of(program, writes, changing)
             if element is not None:
                 place = stamp_of(writes[0]).bucket
                 launches.setdefault((place, element.key()), []).append(element)

@@ -105,6 +105,17 @@ def written_storages(graph: fx.Graph) -> set[int]:
     return {k for n in graph.nodes for value in written_operands(n) for k in storages_of(value)}
 
 
+def writes_by_storage(graph: fx.Graph, last: fx.Node) -> dict[int, list[fx.Node]]:
+    """What writes to each storage, by its identity, in order and up to ``last``."""
+    found: dict[int, list[fx.Node]] = {}
+    for node in graph.nodes:
+        for key in {k for value in written_operands(node) for k in storages_of(value)}:
+            found.setdefault(key, []).append(node)
+        if node is last:
+            break
+    return found
+
+
 def _reads(node: fx.Node, storages: set[int]) -> bool:
     return any(k in storages for source in node.all_input_nodes for k in storages_of(source))
 
