@@ -21,6 +21,7 @@ results differ then, within the same bound. State that averages weights instead 
 ``ASGD``, of look-ahead) wants more than 8 bits: name the ``keys`` to quantise.
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -100,14 +101,24 @@ def wanted(program: Program, keys: str | None) -> list[Moment]:
     found = list(moments_of(program))
     if keys is None:
         return found
-    chosen, known = keys.replace(",", " ").split(), sorted({moment.key for moment in found})
+    chosen = keys.replace(",", " ").split()
+    if any(update.classes for update in program.updates):
+        refuse_unknown(program, chosen)
+    return [moment for moment in found if moment.key in chosen]
+
+
+def refuse_unknown(program: Program, chosen: Sequence[str]) -> None:
+    """Refuse keys that no optimizer of ``program`` has state of its parameters' shape for."""
+    known = sorted({key for key, _ in _entries(program).values()})
     for key in chosen:
-        if known and key not in known:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            kept = f"they keep {', '.join(known) or 'nothing of that shape'}"
+            hint = f"did you mean '{close[0]}'?" if close else kept
             raise PipelineError(
                 f"no optimizer of {program.name} keeps '{key}' in the shape of its parameters; "
-                f"they keep {', '.join(known)}"
+                f"{hint}"
             )
-    return [moment for moment in found if moment.key in chosen]
 
 
 def moments_of(program: Program) -> Iterator[Moment]:

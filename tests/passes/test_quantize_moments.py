@@ -182,9 +182,14 @@ REFUSED: dict[str, tuple[QuantizeMoments, str]] = {
         QuantizeMoments(block=100),
         "block must be a power of two from 32 to 1024, not 100",
     ),
-    "key": (
+    "near key": (
         QuantizeMoments(keys="exp_avg, exp_agv"),
-        "no optimizer of step keeps 'exp_agv' in the shape of its parameters; they keep exp_avg, "
+        "no optimizer of step keeps 'exp_agv' in the shape of its parameters; did you mean "
+        "'exp_avg'?",
+    ),
+    "key": (
+        QuantizeMoments(keys="row_var"),
+        "no optimizer of step keeps 'row_var' in the shape of its parameters; they keep exp_avg, "
         "exp_avg_sq",
     ),
 }
@@ -197,6 +202,24 @@ def test_options_that_make_no_sense(name: str):
     with pytest.raises(PipelineError) as error:
         options.run(program)
     assert str(error.value) == message
+
+
+def test_a_key_where_no_state_has_the_shape_of_a_parameter():
+    program, _ = SimulatedRanks(1, [torch.zeros(4)], of("SGD", lr=0.1)).program()
+    with pytest.raises(PipelineError) as error:
+        QuantizeMoments(keys="momentum").run(program)
+    assert str(error.value) == (
+        "no optimizer of step keeps 'momentum' in the shape of its parameters; they keep nothing "
+        "of that shape"
+    )
+
+
+def test_a_program_without_an_optimizer_keeps_no_key():
+    program, _ = SimulatedRanks(1, [torch.zeros(4)], of("AdamW")).program()
+    program.updates = []
+    before = str(program)
+    QuantizeMoments(keys="exp_avg").run(program)
+    assert str(program) == before
 
 
 def test_behind_lower_update():

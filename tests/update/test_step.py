@@ -300,15 +300,6 @@ def test_what_cannot_be_compiled_is_refused(name: str):
     assert re.sub(r"\S*/(test_step.py):\d+", r"\1:LINE", str(inner)) == message
 
 
-def test_hooks_around_a_step_are_refused():
-    param = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([param])
-    optimizer.register_step_post_hook(lambda *_: None)
-    param.grad = torch.ones(3)
-    with pytest.raises(Exception, match="SGD has hooks around its step, which a compiled step"):
-        compiled(optimizer)()
-
-
 def test_an_optimizer_that_changes_its_mind_at_every_step():
     """A number that is baked in at each step would be traced for ever."""
 
