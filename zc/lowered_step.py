@@ -19,9 +19,9 @@ from zc.program.packing import local_view
 from zc.program.program import Program
 from zc.run.executor import Loop, build_loop
 from zc.run.variants import Store, Variant, Variants
+from zc.state.optimizers import handle_of
 from zc.state.reading import local_of
 from zc.state.spec import spec_of
-from zc.state.step import handle_of
 from zc.transform import transform
 from zc.update.stepping import OptimizerStep
 

@@ -14,7 +14,7 @@ from update.third_party import GlobalClip
 
 import zc
 from zc.errors import CaptureError, ExecutionError, ShardError
-from zc.state.step import handle_of, optimizer_of
+from zc.state.optimizers import handle_of, optimizer_of
 
 PASSES = [{"shard_params": {"zero_stage": 0}}, "shard_update", "clean_graph"]
 OPTIONS = {"passes": PASSES, "executor": "interpret"}

@@ -13,8 +13,8 @@ from torch import fx
 from zc.errors import CaptureError
 from zc.program.nodes import value_of
 from zc.program.program import Program
+from zc.state.optimizers import optimizer_of
 from zc.state.scaling import INVERSE_SCALE
-from zc.state.step import optimizer_of
 
 
 def check_scaled(program: Program, handle: int, grads: Mapping[str, fx.Node]) -> None:

@@ -13,7 +13,7 @@ from zc.program.copying import copy_program
 from zc.program.program import Program
 from zc.run.caches import CastCell
 from zc.run.deferred import refuse_pending
-from zc.state.step import optimizer_of
+from zc.state.optimizers import optimizer_of
 from zc.update.stepping import BoundStep, OptimizerStep
 
 Loop = Callable[[list[Any]], list[Any]]

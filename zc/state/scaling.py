@@ -14,13 +14,13 @@ Micikevicius et al., "Mixed Precision Training" (arXiv:1710.03740), section 3.2,
 of ``GradScaler``.
 """
 
-import weakref
 from typing import Any
 
 import torch
 from torch.amp.grad_scaler import GradScaler
 
 from zc.errors import ShardError
+from zc.state.handles import Handles
 
 NO_SCALER = -1
 _library = torch.library.Library("zc", "FRAGMENT")
@@ -29,7 +29,9 @@ _library.define("inverse_scale(Tensor like, int scaler, int optimizer) -> Tensor
 SCALE: Any = torch.ops.zc.scale.default
 INVERSE_SCALE: Any = torch.ops.zc.inverse_scale.default
 
-_scalers: dict[int, "weakref.ref[GradScaler]"] = {}
+_scalers = Handles[GradScaler](
+    "the GradScaler of a compiled step is gone; keep it as long as the step"
+)
 
 
 def scale(loss: torch.Tensor, scaler: GradScaler) -> torch.Tensor:
@@ -52,11 +54,7 @@ def scaler_of(handle: int) -> GradScaler:
     Raises:
         ShardError: when it is gone.
     """
-    reference = _scalers.get(handle)
-    scaler = reference() if reference is not None else None
-    if scaler is None:
-        raise ShardError("the GradScaler of a compiled step is gone; keep it as long as the step")
-    return scaler
+    return _scalers.get(handle)
 
 
 @torch.compiler.assume_constant_result
@@ -64,12 +62,7 @@ def handle_of(scaler: GradScaler | None) -> int:
     """A number for ``scaler``, the same each time; -1 for one that does nothing."""
     if scaler is None or not scaler.is_enabled():
         return NO_SCALER
-    known = [handle for handle, reference in _scalers.items() if reference() is scaler]
-    if known:
-        return known[0]
-    handle = max(_scalers, default=-1) + 1
-    _scalers[handle] = weakref.ref(scaler, lambda _: _scalers.pop(handle, None))
-    return handle
+    return _scalers.of(scaler)[0]
 
 
 def start(scaler: GradScaler, device: torch.device) -> None:

@@ -19,9 +19,9 @@ from zc.program.program import Program
 from zc.program.tables import State
 from zc.program.updates import ROUNDING_STEP, UpdateClass
 from zc.run.late_state import Cell
+from zc.state.optimizers import optimizer_of
 from zc.state.quantized import keep_checkpoints_plain
 from zc.state.scaling import NO_SCALER
-from zc.state.step import optimizer_of
 from zc.update.binding import ClassBinding
 from zc.update.classes import Held, settings_of, structure_of, trace_update
 from zc.update.loss_scale import scaler_cells
