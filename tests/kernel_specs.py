@@ -1,6 +1,8 @@
 """Kernels of real optimizers, and random operands for them."""
 
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from update.lockstep_update import SimulatedRanks
@@ -9,10 +11,27 @@ from zc.codegen.spec import KernelSpec
 from zc.passes.lower_update import LowerUpdate
 
 from zc.program.kernels import FUSED_UPDATE, spec_of
+from zc.program.program import Program
+from zc.state.step import UPDATE
 
-NAMES = [n for n in ELEMENTWISE if n != "adamw tensor lr"]
+SCALED = ["scaled sgd momentum", "scaled adamw", "scaled sign"]  # a factor, and whether to skip
+NAMES = [n for n in ELEMENTWISE if n != "adamw tensor lr"] + SCALED
 SIZES = [1, 0, 1000, 1024, 5000]
 SETTLED = 6  # steps behind which every optimizer is on the path that it stays on
+
+
+class ScaledRanks(SimulatedRanks):
+    """Simulated ranks whose program asks a loss scaler before it steps, once ``scaled`` is set."""
+
+    scaled = False
+
+    def logical(self) -> tuple[Program, Any]:
+        program, traced = super().logical()
+        if self.scaled:
+            program.updates = [replace(traced.update, scaler=0, handle=0)]
+            (marker,) = program.graph.find_nodes(op="call_function", target=UPDATE)
+            marker.args = (*marker.args, 0)
+        return program, traced
 
 
 @cache
@@ -20,9 +39,10 @@ def spec(name: str, dtype: torch.dtype = torch.float32) -> KernelSpec:
     """The kernel of the optimizer ``name`` for one parameter, after its first steps."""
     torch.manual_seed(0)
     value = torch.randn(64, 16).to(dtype)
-    ranks = SimulatedRanks(1, [value], (ELEMENTWISE | WHOLE)[name])
+    ranks = ScaledRanks(1, [value], (ELEMENTWISE | WHOLE)[name.removeprefix("scaled ")])
     for _ in range(SETTLED):
         ranks.step([torch.randn(64, 16).to(dtype)])
+    ranks.scaled = name in SCALED
     program, _ = ranks.program()
     LowerUpdate().run(program)
     nodes = program.graph.find_nodes(op="call_function", target=FUSED_UPDATE)
@@ -30,15 +50,19 @@ def spec(name: str, dtype: torch.dtype = torch.float32) -> KernelSpec:
 
 
 def operands(kernel: KernelSpec, seed: int = 0) -> list[list[torch.Tensor]]:
-    """Positive numbers for every operand, in tensors of ragged sizes, none of them aligned."""
+    """Positive numbers for every operand, in tensors of ragged sizes, none of them aligned.
+
+    Conditions hold in every second row.
+    """
     generator = torch.Generator().manual_seed(seed)
     found = []
     for operand in kernel.operands:
         kind = getattr(torch, operand.dtype)
+        if kind is torch.bool:
+            found.append([torch.tensor(row % 2 == 1) for row in range(len(SIZES))])
+            continue
         sizes = [() if operand.scalar else (n,) for n in SIZES]
-        offset = -0.5 if operand.dtype == "bool" else 0.1
-        drawn = [torch.rand(n, generator=generator).add(offset) for n in sizes]
-        found.append([x.gt(0) if kind is torch.bool else x.to(kind) for x in drawn])
+        found.append([torch.rand(n, generator=generator).add(0.1).to(kind) for n in sizes])
     return found
 
 

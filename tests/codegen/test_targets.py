@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from interpreted import interpreted_lines
-from kernel_specs import NAMES, copies, numbers, operands, spec
+from kernel_specs import NAMES, SCALED, copies, numbers, operands, spec
 from zc.codegen import source
 from zc.codegen.cpp_target import CHUNK_ELEMENTS, load_cpp, render_cpp
 from zc.codegen.spec import KernelSpec, Operand, Statement
@@ -16,7 +16,7 @@ from zc.codegen.torch_target import load_torch, render_torch
 from zc.codegen.triton_target import render_triton
 
 GOLDEN = ["sgd momentum", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "rmsprop",
-          "rprop", "sign"]  # fmt: skip
+          "rprop", "sign", "scaled adamw"]  # fmt: skip
 # relative; the C++ compiler contracts products and sums, and multiplies by reciprocals of numbers
 ULPS = {torch.float32: 4 * 2**-23, torch.bfloat16: 2**-7, torch.float64: 4 * 2**-52}
 # of numbers near 1; torch divides by a number as it multiplies by its reciprocal, and Triton's
@@ -43,7 +43,7 @@ def test_reference(golden: Callable[..., None]):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", ["sgd momentum", "adamw", "adadelta", "rprop", "sign"])
+@pytest.mark.parametrize("name", ["sgd momentum", "adamw", "adadelta", "rprop", "sign", *SCALED])
 def test_cpp_is_the_reference(name: str, dtype: torch.dtype):
     kernel = spec(name, dtype)
     ours = operands(kernel)
@@ -75,6 +75,12 @@ def test_threads_share_elements_not_tensors():
         results.append(torch.cat([t for item in ours for t in item]))
     assert not torch.equal(results[0], torch.cat([t for item in first for t in item]))
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_kernels_have_a_factor_and_a_condition(name: str):
+    scalars = [o for o in spec(name).operands if o.scalar]
+    assert [(o.name, o.dtype) for o in scalars] == [("factor", "float32"), ("skip", "bool")]
 
 
 def test_triton_is_the_reference():
