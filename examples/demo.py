@@ -2,7 +2,8 @@
 
     make demo                       # or: python examples/demo.py
 
-The training step is compiled whole, with ``loss.backward()`` inside. Results go to ``out/demo``.
+The training step is compiled whole, with ``loss.backward()``, clipping and ``zc.step(optimizer)``
+inside. Results go to ``out/demo``.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from zc.comm.wire import METER
 
 PROMPT = "def "
 PEAK_RATE, WARM_UP_STEPS = 1.5e-3, 20
+LARGEST_NORM = 1.0  # of all gradients together; larger ones are scaled down to that
 VALIDATION_ROWS, VALIDATION_BATCHES = 16, 4
 
 
@@ -108,7 +110,7 @@ def prepare(rank: int, args: argparse.Namespace) -> Run:
 def train(run: Run) -> None:
     options = {"passes": run.args.passes, "executor": run.args.executor}
     options["dump"] = str(run.args.out / "dump")
-    compiled = torch.compile(forward_and_backward, backend="zero", options=options)
+    compiled = torch.compile(train_step, backend="zero", options=options)
     validate(run)
     print("compiling ...", flush=True)
     started, progress = time.monotonic(), 0.0
@@ -117,10 +119,8 @@ def train(run: Run) -> None:
         run.optimizer.param_groups[0]["lr"] = learning_rate(step, progress)
         sent = METER.total()
         batch = draw_batch(run.texts[0], run.args.rows, run.args.length, run.draws)
-        loss = compiled(run.model, *batch)
-        run.optimizer.step()
+        loss = compiled(run.model, run.optimizer, *batch)
         run.held = held_bytes(run.model, run.optimizer)
-        run.optimizer.zero_grad()
         if step == 1:
             note_compilation(time.monotonic() - started)
             bar, started = ProgressBar(run.args.steps), time.monotonic()
@@ -139,10 +139,14 @@ def train(run: Run) -> None:
     validate(run)
 
 
-def forward_and_backward(model: GPT, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def train_step(
+    model: GPT, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """What zc compiles: ordinary code for one device."""
     loss = model(tokens, targets)
     loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_NORM)
+    zc.step(optimizer)
     return loss.detach()
 
 

@@ -3,7 +3,7 @@
     python examples/huggingface.py
     torchrun --nproc-per-node=2 examples/huggingface.py
 
-It learns to continue sequences that count upwards.
+It learns to continue sequences that count upwards. Gradients are clipped inside the compiled step.
 """
 
 import argparse
@@ -32,18 +32,20 @@ def main() -> None:
     )  # fmt: skip
     model = zc.shard(LlamaForCausalLM(config))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    options = {"passes": "zero3", "executor": args.executor}
-    compiled = torch.compile(model, backend="zero", options=options)
+
+    @torch.compile(backend="zero", options={"passes": "zero3", "executor": args.executor})
+    def train_step(tokens: torch.Tensor) -> torch.Tensor:
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        zc.step(optimizer)
+        return loss.detach()
 
     batches = torch.Generator().manual_seed(rank)
     for step in range(1, args.steps + 1):
         starts = torch.randint(VOCABULARY, (8, 1), generator=batches)
         tokens = (starts + torch.arange(16)) % VOCABULARY
-        loss = compiled(input_ids=tokens, labels=tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        loss = train_step(tokens)
         if rank == 0 and step % 10 == 0:
             print(f"step {step}: loss {loss.item():.3f}")
 

@@ -28,6 +28,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)  # built after zc.shard
     options = {"passes": "zero3", "executor": args.executor}
     compiled = torch.compile(model, backend="zero", options=options)
+    if args.compile_update:
+        optimizer.step = zc.compile_step(optimizer, options)
 
     batches = torch.Generator().manual_seed(rank)
     for step in range(1, args.steps + 1):
@@ -46,6 +48,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="level 1: compile the model")
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--compile-update", action="store_true", help="optimizer.step, by itself")
     parser.add_argument("--executor", default="inductor", choices=["inductor", "interpret"])
     return parser.parse_args()
 

@@ -13,12 +13,15 @@ REPLICATED = {"parameters": 4, "gradients": 4, "optimizer state": 8}  # fp32 Ada
 
 
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes of state on this rank, between ``backward`` and ``zero_grad``."""
+    """Bytes of state on this rank at the end of backward, when every gradient is there.
+
+    Gradients live inside the compiled step alone; each is as large as its parameter.
+    """
     parameters = list(model.parameters())
     states = [value for state in optimizer.state.values() for value in state.values()]
     return {
         "parameters": _bytes(parameters),
-        "gradients": _bytes(p.grad for p in parameters if p.grad is not None),
+        "gradients": _bytes(p for p in parameters if p.requires_grad),
         "optimizer state": _bytes(states),
     }
 

@@ -32,18 +32,21 @@ def main() -> None:
     torch.manual_seed(0)
     model = zc.shard(nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 1)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    compiled = torch.compile(model, backend="zero", options={"executor": args.executor})
+
+    @torch.compile(backend="zero", options={"passes": "zero3", "executor": args.executor})
+    def train_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        zc.step(optimizer)
+        return loss.detach()
 
     saved = sorted(args.folder.glob("step-*/.metadata"))  # written last: the others are whole
     first = load(model, optimizer, saved[-1].parent) if saved else 0
     for step in range(first + 1, args.steps + 1):
         x = torch.randn(ROWS, 8, generator=torch.Generator().manual_seed(step))
         x = x.chunk(world)[rank]
-        loss = (compiled(x) - x.square().sum(1, keepdim=True)).square().mean()
-        loss.backward()
-        zc.step(optimizer)
+        loss = train_step(x, x.square().sum(1, keepdim=True))
         if dist.is_initialized():
-            loss = loss.detach()
             dist.all_reduce(loss)
         if rank == 0:
             print(f"step {step}: loss {loss.item() / world:.4f}")

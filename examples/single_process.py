@@ -2,7 +2,7 @@
 
     python examples/single_process.py
 
-Looks at the program too, as captured and as it runs.
+Prints the program first: forward, backward, and the update as one generated kernel.
 """
 
 import argparse
@@ -19,19 +19,19 @@ def main() -> None:
     model = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
-    def forward_and_backward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def train_step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = (model(x) - y).square().mean()
         loss.backward()
+        zc.step(optimizer)
         return loss.detach()
 
-    print(zc.capture(forward_and_backward, torch.randn(32, 8), torch.randn(32, 1), passes="zero0"))
+    print(zc.capture(train_step, torch.randn(32, 8), torch.randn(32, 1), passes="zero0"))
 
-    options = {"executor": args.executor}
-    compiled = torch.compile(forward_and_backward, backend="zero", options=options)
+    options = {"passes": "zero0", "executor": args.executor}
+    compiled = torch.compile(train_step, backend="zero", options=options)
     for step in range(1, args.steps + 1):
         x = torch.randn(32, 8)
         loss = compiled(x, x.square().sum(1, keepdim=True))
-        zc.step(optimizer)
         if step % 10 == 0:
             print(f"step {step}: loss {loss.item():.3f}")
 

@@ -41,9 +41,14 @@ def losses(output: str) -> list[float]:
     return [float(x) for x in re.findall(r"loss ([\d.]+)", output)]
 
 
-@pytest.mark.parametrize("name", ["level1", "level2", "single_process", "huggingface"])
-def test_on_one_process(name: str):
-    first, second = losses(run(f"examples/{name}.py", "--executor=interpret", "--steps=20"))
+@pytest.mark.parametrize(
+    "command",
+    ["level1.py", "level1.py --compile-update", "level2.py", "single_process.py", "huggingface.py"],
+)
+def test_on_one_process(command: str):
+    script, *options = command.split()
+    options += ["--executor=interpret", "--steps=20"]
+    first, second = losses(run(f"examples/{script}", *options))
     assert second < first
 
 
