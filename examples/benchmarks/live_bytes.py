@@ -3,7 +3,7 @@
 install()                                   # before anything is compiled
 with LiveBytes(model.parameters()) as live:
     step(x)
-live.peak
+live.peak, live.update_peak
 """
 
 import time
@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from zc.run import kernels
 
 _TORCH_C: Any = torch._C
 _GUARDS = _TORCH_C._dynamo.guards
@@ -35,14 +37,25 @@ class LiveBytes(TorchDispatchMode):
         held: tensors that live already, counted from the beginning.
 
     Attributes:
-        peak: the most bytes there were right after an op.
+        peak: the most bytes there were right after an op, up to the first generated kernel.
+        update_peak: the most from there on; 0 where no generated kernel ran.
     """
 
     def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.peak = 0
         self._storages: dict[int, Any] = {}
+        self.start()
         self.count(held)
+
+    def start(self) -> None:
+        """Forget the peaks; what is alive stays known."""
+        self.peak = self.update_peak = 0
+        self._updates = False
+
+    def launch(self, operands: Any) -> None:
+        """A generated kernel runs on ``operands``: the update of a compiled step has begun."""
+        self._updates = True
+        self.count(operands)
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -55,9 +68,13 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(value, torch.Tensor):
                 storage = getattr(value, "_local_tensor", value).untyped_storage()
                 self._storages[storage._cdata] = weakref.ref(storage)
-        if self._alive() > self.peak:
-            if dist.is_initialized():
-                time.sleep(_SECONDS_TO_LET_GO)
+        if self._alive() <= (self.update_peak if self._updates else self.peak):
+            return
+        if dist.is_initialized():
+            time.sleep(_SECONDS_TO_LET_GO)
+        if self._updates:
+            self.update_peak = max(self.update_peak, self._alive())
+        else:
             self.peak = max(self.peak, self._alive())
 
     def _alive(self) -> int:
@@ -85,13 +102,15 @@ class LiveBytes(TorchDispatchMode):
 
 
 def install() -> None:
-    """Let trackers see what Inductor's code allocates, which does not go through the dispatcher.
+    """Let trackers see what does not go through the dispatcher.
 
-    Generated modules take the allocator from ``torch._C._dynamo.guards`` when they are loaded.
+    That is what Inductor's code allocates: generated modules take the allocator from
+    ``torch._C._dynamo.guards`` when they are loaded. And it is zc's generated kernels.
     """
     original = _GUARDS._empty_strided_cpu
     if not hasattr(original, "counts"):
         _GUARDS._empty_strided_cpu = _counting(original)
+        kernels.load = _announcing(kernels.load)  # type: ignore[assignment]
 
 
 def _counting(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -103,3 +122,17 @@ def _counting(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
     empty_strided.counts = True  # type: ignore[attr-defined]
     return empty_strided
+
+
+def _announcing(load: Callable[..., Any]) -> Callable[..., Any]:
+    def load_kernel(*args: Any) -> Callable[..., None]:
+        run = load(*args)
+
+        def run_kernel(operands: Any, *others: Any) -> None:
+            for tracker in _trackers:
+                tracker.launch(operands)
+            run(operands, *others)
+
+        return run_kernel
+
+    return load_kernel

@@ -105,7 +105,7 @@ def _first_step(
     with _empty_cache(caches / system.name.replace(" ", "_")):
         dist.barrier()
         started = time.perf_counter()
-        loss = system.forward_and_backward(*batch)
+        loss = system.step(*batch)
         system.update()
         figures.first_step = time.perf_counter() - started
     figures.losses.append(loss.item())
@@ -129,7 +129,7 @@ def _step(
     METER.reset()
     sent = bytes_sent()
     cpu, started = time.process_time(), time.perf_counter()
-    loss = system.forward_and_backward(*batch)
+    loss = system.step(*batch)
     system.update()
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     dist.barrier()  # everything sent has arrived
@@ -147,10 +147,13 @@ def _step(
 def _track(system: System, figures: Measured, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     live = LiveBytes([*system.model.parameters(), *system.model.buffers(), *batch])
     for _ in range(LIVE_BYTES_STEPS):
-        live.peak = 0
+        live.start()
         with live:
-            system.forward_and_backward(*batch)
-        figures.peak_backward, live.peak = live.peak, 0
+            system.step(*batch)
+        figures.peak_backward, figures.peak_update = live.peak, live.update_peak
+        if system.whole:
+            continue
+        live.start()
         with live:
             system.update()
         figures.peak_update = live.peak

@@ -3,7 +3,8 @@
 Each builder starts from the same seed and leaves the model as its documentation recommends: DDP
 around the whole model and compiled from outside; FSDP2's ``fully_shard`` on every block and on the
 model, each block compiled by itself; ``zc.shard`` and one ``torch.compile`` for the model (level 1)
-or for forward and backward together (level 2). The optimizer is the same and stays outside.
+or for the whole step with ``zc.step`` in it (level 2). The optimizer is AdamW as torch builds it by
+default; *eager update* is level 2 with ``optimizer.step()`` behind the compiled function.
 """
 
 import sys
@@ -27,22 +28,37 @@ SEED = 0
 RATE = 3e-4
 EPSILON = 1e-5  # AdamW's own 1e-8 turns rounding of tiny gradients into whole updates
 BASELINE = "DDP eager"
+Optimizer = torch.optim.Optimizer
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a system is made: the model is prepared, then comes the optimizer, then the step.
+
+    ``whole`` says that the step updates the parameters; otherwise it leaves gradients.
+    """
+
+    prepare: Callable[[nn.Module, str], nn.Module]
+    compile: Callable[[nn.Module, Optimizer, str], Step]
+    whole: bool = False
 
 
 @dataclass
 class System:
-    """One way to train: ``forward_and_backward`` returns the loss and leaves gradients."""
+    """One way to train: ``step`` returns the loss and leaves gradients, unless it is ``whole``."""
 
     name: str
     model: nn.Module
-    forward_and_backward: Step
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
+    step: Step
+    whole: bool
 
     def update(self) -> None:
-        """Apply the gradients and let them go."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        """Apply the gradients and let them go, where the step has not done so."""
+        if not self.whole:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 def build(name: str, config: Config, executor: str) -> System:
@@ -51,41 +67,64 @@ def build(name: str, config: Config, executor: str) -> System:
     With ``interpret``, what the other systems compile runs node by node as well (``aot_eager``).
     """
     torch.manual_seed(SEED)
-    model: nn.Module = GPT(config)
-    model, step = SYSTEMS[name](model, executor)
+    recipe = SYSTEMS[name]
+    model = recipe.prepare(GPT(config), executor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, eps=EPSILON)
-    return System(name, model, step, optimizer)
+    return System(name, model, optimizer, recipe.compile(model, optimizer, executor), recipe.whole)
 
 
-def _ddp(model: nn.Module, executor: str) -> tuple[nn.Module, Step]:
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
-    return wrapped, _around(wrapped)
+def _ddp(model: nn.Module, executor: str) -> nn.Module:
+    return DistributedDataParallel(model, broadcast_buffers=False)
 
 
-def _ddp_compiled(model: nn.Module, executor: str) -> tuple[nn.Module, Step]:
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
-    return wrapped, _around(torch.compile(wrapped, backend=backend(executor)))
+def _fsdp2(model: nn.Module, executor: str) -> nn.Module:
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for block in model.get_submodule("blocks").children():
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
-def _fsdp2(model: nn.Module, executor: str) -> tuple[nn.Module, Step]:
-    _shard_blocks(model)
-    return model, _around(model)
-
-
-def _fsdp2_compiled(model: nn.Module, executor: str) -> tuple[nn.Module, Step]:
+def _fsdp2_compiled(model: nn.Module, executor: str) -> nn.Module:
     for block in model.get_submodule("blocks").children():
         block.compile(backend=backend(executor))
-    _shard_blocks(model)
-    return model, _around(model)
+    return _fsdp2(model, executor)
 
 
-def _zc(level: int, zero_stage: int) -> Callable[[nn.Module, str], tuple[nn.Module, Step]]:
-    def build_zc(model: nn.Module, executor: str) -> tuple[nn.Module, Step]:
-        zc.shard(model)
+def _zc(model: nn.Module, executor: str) -> nn.Module:
+    return zc.shard(model)
+
+
+def _as_it_is(model: nn.Module, optimizer: Optimizer, executor: str) -> Step:
+    return _around(model)
+
+
+def _compiled(model: nn.Module, optimizer: Optimizer, executor: str) -> Step:
+    return _around(torch.compile(model, backend=backend(executor)))
+
+
+def _zc_outside(level: int, zero_stage: int) -> Callable[[nn.Module, Optimizer, str], Step]:
+    """Forward and backward through zc; the optimizer steps eagerly behind them."""
+
+    def compile_step(model: nn.Module, optimizer: Optimizer, executor: str) -> Step:
+        return compile_zc(model, level, {"passes": f"zero{zero_stage}", "executor": executor})
+
+    return compile_step
+
+
+def _zc_whole(zero_stage: int) -> Callable[[nn.Module, Optimizer, str], Step]:
+    """Forward, backward and update as one program."""
+
+    def compile_step(model: nn.Module, optimizer: Optimizer, executor: str) -> Step:
+        def step(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            loss = model(tokens, targets)
+            loss.backward()
+            zc.step(optimizer)
+            return loss.detach()
+
         options: dict[str, Any] = {"passes": f"zero{zero_stage}", "executor": executor}
-        return model, compile_zc(model, level, options)
+        return torch.compile(step, backend="zero", options=options)
 
-    return build_zc
+    return compile_step
 
 
 def compile_zc(model: nn.Module, level: int, options: dict[str, Any]) -> Step:
@@ -104,22 +143,17 @@ def _around(model: Callable[..., torch.Tensor]) -> Step:
     return forward_and_backward
 
 
-def _shard_blocks(model: nn.Module) -> None:
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for block in model.get_submodule("blocks").children():
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
 def backend(executor: str) -> str:
     """What compiles the other systems: node by node, or with Inductor."""
     return "inductor" if executor == "inductor" else "aot_eager"
 
 
-SYSTEMS: dict[str, Callable[[nn.Module, str], tuple[nn.Module, Step]]] = {
-    BASELINE: _ddp,
-    "DDP compiled": _ddp_compiled,
-    "FSDP2 eager": _fsdp2,
-    "FSDP2 compiled": _fsdp2_compiled,
-    **{f"zc level {level}, zero{z}": _zc(level, z) for level in (1, 2) for z in (1, 2, 3)},
+SYSTEMS: dict[str, Recipe] = {
+    BASELINE: Recipe(_ddp, _as_it_is),
+    "DDP compiled": Recipe(_ddp, _compiled),
+    "FSDP2 eager": Recipe(_fsdp2, _as_it_is),
+    "FSDP2 compiled": Recipe(_fsdp2_compiled, _as_it_is),
+    **{f"zc level 1, zero{z}": Recipe(_zc, _zc_outside(1, z)) for z in (1, 2, 3)},
+    **{f"zc level 2, zero{z}": Recipe(_zc, _zc_whole(z), whole=True) for z in (1, 2, 3)},
+    "zc level 2, zero3, eager update": Recipe(_zc, _zc_outside(2, 3)),
 }

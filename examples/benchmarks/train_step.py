@@ -13,7 +13,8 @@ them. The columns:
 - *CPU ms*: CPU time of the whole process in a step, all its threads; median over rounds, mean over
   ranks.
 - *peak MB*: most bytes of live tensors (``live_bytes.py``) in forward and backward, *update MB* in
-  the update; the larger of the ranks, taken in steps that are not timed. Parameters, optimizer
+  the update; the larger of the ranks, taken in steps that are not timed. Where the whole step is
+  compiled (zc level 2), the update begins with its first generated kernel. Parameters, optimizer
   state and communication buffers count once they have been used; what a system keeps inside gloo
   does not.
 - *sent MB*: bytes that a rank sent over its TCP sockets in a step, as the kernel counts them

@@ -91,3 +91,7 @@ def test_the_demo(tmp_path: Path):
     assert (tmp_path / "captured" / "loss.png").stat().st_size > 10_000
     (report,) = tmp_path.glob("captured/dump/*/report.html")
     assert str(report) in out
+    (program,) = tmp_path.glob("captured/dump/*/*-lower_update.ir")
+    _, update = program.read_text().split("-- update --")
+    assert update.count("zc.fused_update") == 1
+    assert "zc.fused_update" in report.read_text()
