@@ -9,22 +9,20 @@ after:
   (readers of %detach read %relu, those of %t_1 what %t transposed, those of %copy %w_grad)
 """
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from zc.program.edit import erase_dead
-from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import loop_by_node
-from zc.program.nodes import value_of
+from zc.program.outside import Outside
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
-from zc.program.stamps import BACKWARD, FORWARD, stamp_of
-from zc.program.types import retype, same_type
+from zc.program.stamps import stamp_of
+from zc.program.types import retype
 
 aten: Any = torch.ops.aten
 
@@ -37,7 +35,7 @@ class CleanGraph(Pass):
 
     def run(self, program: Program) -> None:
         """Rewrite readers of what changes nothing, in place; one walk in program order."""
-        outside = _Outside.of(program)
+        outside = Outside.of(program)
         casts: dict[Any, fx.Node] = {}
         loops = loop_by_node(program.graph)
         for node in list(program.graph.nodes):
@@ -54,75 +52,6 @@ class CleanGraph(Pass):
             erase_dead(program.graph, [node])
         if outside.moved:  # views of a copy that is gone are views of its source now
             retype(program, program.graph)
-
-
-@dataclass
-class _Outside:
-    """What the caller sees: values returned, how often each storage is, and storages written to.
-
-    ``saved`` are storages that backward reads after the caller got forward's outputs (level 1).
-    ``moved`` says which storage took the place of one that is gone; types know only later.
-    """
-
-    returned: set[fx.Node]
-    shared: Counter[int]
-    inputs: frozenset[int]
-    written: frozenset[int]
-    saved: frozenset[int]
-    moved: dict[int, int] = field(default_factory=dict)
-
-    @staticmethod
-    def of(program: Program) -> "_Outside":
-        returned = [v for v in program.output_values() if isinstance(v, fx.Node)]
-        written = [operand for n in program.graph.nodes for operand in written_operands(n)]
-        return _Outside(
-            set(returned),
-            Counter(key for v in returned for key in storages_of(v)),
-            frozenset(k for n in program.placeholders() for k in storages_of(n)),
-            frozenset(k for n in written for k in storages_of(n)),
-            frozenset(k for n in _saved(program) for k in storages_of(n)),
-        )
-
-    def may_replace(self, node: fx.Node, simpler: fx.Node) -> bool:
-        """Whether the caller cannot tell ``simpler`` from ``node``.
-
-        What is returned must keep a storage of its own, of its own size; and a copy stays a copy
-        when it or its source is written to.
-        """
-        if not same_type(value_of(node), value_of(simpler)):
-            return False
-        (old, old_size), (new, new_size) = self._storage(node), self._storage(simpler)
-        if old == new:
-            return node not in self.returned or not (simpler in self.returned or new in self.inputs)
-        if {old, new} & self.written:
-            return False
-        if not self.shared[old]:
-            return True
-        own = not self.shared[new] and new not in self.inputs and new not in self.saved
-        return own and old_size == new_size
-
-    def replace(self, node: fx.Node, simpler: fx.Node) -> None:
-        """Note that ``simpler`` takes the place of ``node``."""
-        if node in self.returned:
-            self.returned.add(simpler)
-        old, new = self._storage(node)[0], self._storage(simpler)[0]
-        if old != new:
-            self.moved[old] = new
-            self.shared[new] += self.shared.pop(old, 0)
-
-    def _storage(self, node: fx.Node) -> tuple[int, int]:
-        """The storage that ``node``, a tensor, lies in by now, and its bytes."""
-        ((key, size),) = storages_of(node).items()
-        while key in self.moved:
-            key = self.moved[key]
-        return key, size
-
-
-def _saved(program: Program) -> list[fx.Node]:
-    if program.level != 1:
-        return []
-    forward = [n for n in program.graph.nodes if stamp_of(n).phase == FORWARD]
-    return [n for n in forward if any(stamp_of(user).phase == BACKWARD for user in n.users)]
 
 
 def _simpler(node: fx.Node) -> fx.Node | None:
