@@ -17,7 +17,7 @@ The stages are those of Rajbhandari et al., "ZeRO: Memory Optimizations Toward T
 Parameter Models" (arXiv:1910.02054), section 5.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +34,8 @@ from zc.program.nodes import value_of
 from zc.program.packing import pack, unpack
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
-from zc.program.stamps import set_stamp, stamp_of
+from zc.program.recompute import copy_chain
+from zc.program.stamps import stamp_of
 from zc.program.tables import Param
 from zc.program.types import retype
 from zc.program.units import Bytes
@@ -138,41 +139,13 @@ def gather_again(edit: Editor, kept: set[str]) -> None:
     for node in [n for n in edit.graph.nodes if n.op == "call_function"]:
         if turn[node] != current:
             turn |= dict.fromkeys(copies.values(), current)
+            wanted |= {copy: wanted[original] for original, copy in copies.items()}
             current, copies = turn[node], {}
         for source in node.all_input_nodes:
             if source in wanted and turn.get(source, current) != current:
-                again = _copy_chain(edit, source, node, wanted, copies)
+                again = copy_chain(edit, source, node, wanted, copies)
                 node.replace_input_with(source, again)
     erase_dead(edit.graph, list(sources))
-
-
-def _copy_chain(
-    edit: Editor,
-    source: fx.Node,
-    before: fx.Node,
-    wanted: dict[fx.Node, frozenset[str]],
-    copies: dict[fx.Node, fx.Node],
-) -> fx.Node:
-    """A copy, before ``before``, of ``source`` and of what it needs of the ``wanted`` values."""
-    pending = [source]
-    while pending:
-        node = pending[-1]
-        missing = [s for s in node.all_input_nodes if s in wanted and s not in copies]
-        if missing:
-            pending.extend(missing)
-            continue
-        pending.pop()
-        if node in copies:
-            continue
-        with edit.graph.inserting_before(before):
-            copy = edit.graph.node_copy(node, lambda n: copies.get(n, n))
-        copy._rename(f"{node.name.removesuffix('_again')}_again")
-        stamp = replace(stamp_of(node), phase=stamp_of(before).phase, made_by=edit.made_by)
-        set_stamp(copy, stamp)
-        copy.meta["val"] = edit.derive(copy)
-        copies[node] = copy
-        wanted[copy] = wanted[node]
-    return copies[source]
 
 
 def move_to_end(graph: fx.Graph, grads: set[fx.Node]) -> None:

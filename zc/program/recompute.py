@@ -1,0 +1,59 @@
+"""Computing a value again: copies of nodes, with what they need, where they are read.
+
+before:  %gelu = aten.gelu(%mm)  ...  -- backward --  %mm_1 = aten.mm(%t, %gelu)
+after:   %gelu = aten.gelu(%mm)  ...  -- backward --  %gelu_again = aten.gelu(%mm)  {recompute}
+                                                      %mm_1 = aten.mm(%t, %gelu_again)
+"""
+
+from collections.abc import Container
+from dataclasses import replace
+
+from torch import fx
+
+from zc.program.edit import Editor
+from zc.program.stamps import set_stamp, stamp_of
+
+
+def copy_chain(
+    edit: Editor,
+    source: fx.Node,
+    before: fx.Node,
+    wanted: Container[fx.Node],
+    copies: dict[fx.Node, fx.Node],
+    *,
+    recompute: bool = False,
+) -> fx.Node:
+    """A copy, before ``before``, of ``source`` and of what it needs of the ``wanted`` values.
+
+    Copies have the phase of ``before``. Those in ``copies``, by their originals, are used again;
+    new ones are entered there.
+    """
+    pending = [source]
+    while pending:
+        node = pending[-1]
+        missing = [s for s in node.all_input_nodes if s in wanted and s not in copies]
+        if missing:
+            pending.extend(missing)
+            continue
+        pending.pop()
+        if node not in copies:
+            copies[node] = _copy(edit, node, before, copies, recompute)
+    return copies[source]
+
+
+def _copy(
+    edit: Editor,
+    node: fx.Node,
+    before: fx.Node,
+    copies: dict[fx.Node, fx.Node],
+    recompute: bool,
+) -> fx.Node:
+    with edit.graph.inserting_before(before):
+        copy = edit.graph.node_copy(node, lambda n: copies.get(n, n))
+    copy._rename(f"{node.name.removesuffix('_again')}_again")
+    stamp = stamp_of(node)
+    again = recompute or stamp.recompute
+    phase = stamp_of(before).phase
+    set_stamp(copy, replace(stamp, phase=phase, made_by=edit.made_by, recompute=again))
+    copy.meta["val"] = edit.derive(copy)
+    return copy
