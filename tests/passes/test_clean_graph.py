@@ -1,6 +1,7 @@
 """clean_graph: what it removes, what the caller would miss, and that no bit changes."""
 
 from collections.abc import Callable
+from operator import getitem
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tracing import physical, program_of
 from zc.passes.clean_graph import CleanGraph
 
 from zc.program.edit import Editor
+from zc.program.loops import ACCUMULATOR, BEGIN, END, SLICE
 from zc.program.mesh import Mesh
 from zc.program.nodes import set_input
 from zc.program.program import Program
@@ -50,7 +52,8 @@ def cleaned(build: Build, shape: tuple[int, ...] = (4, 4)) -> Program:
 
 def ops(program: Program) -> list[str]:
     calls = [n for n in program.graph.nodes if n.op == "call_function"]
-    return [n.target._schema.name.removeprefix("aten::") for n in calls]
+    names = [n.target._schema.name for n in calls if n.target is not getitem]
+    return [name.partition("::")[2] for name in names]
 
 
 def test_a_step(golden: Callable[..., None]):
@@ -91,12 +94,53 @@ REMOVED: dict[str, Build] = {
         e, e.call(aten.permute.default, e.call(aten.permute.default, neg(e, x), [1, 0]), [1, 0])
     ),
     "copy": copied,
+    "t and transpose": lambda e, x: neg(
+        e, e.call(aten.transpose.int, e.call(aten.t.default, neg(e, x)), 0, 1)
+    ),
+    "three permutations": lambda e, x: neg(
+        e,
+        e.call(
+            aten.permute.default,
+            e.call(aten.t.default, e.call(aten.permute.default, neg(e, x), [0, 1])),
+            [1, 0],
+        ),
+    ),
+    "unsqueeze and squeeze": lambda e, x: neg(
+        e, e.call(aten.squeeze.dim, e.call(aten.unsqueeze.default, neg(e, x), 1), 1)
+    ),
+    "views back and forth": lambda e, x: neg(
+        e, e.call(aten.view.default, e.call(aten.view.default, neg(e, x), [2, 8]), [4, 4])
+    ),
+    "the one part of a split": lambda e, x: neg(
+        e, e.call(getitem, e.call(aten.split.Tensor, neg(e, x), 4), 0)
+    ),
+    "padding by nothing": lambda e, x: neg(
+        e, e.call(aten.constant_pad_nd.default, neg(e, x), [0, 0, 0, 0], 0.0)
+    ),
+    "repeated once": lambda e, x: neg(e, e.call(aten.repeat.default, neg(e, x), [1, 1])),
+    "concatenated alone": lambda e, x: neg(e, e.call(aten.cat.default, [neg(e, x)])),
+    "a transpose of a copy": lambda e, x: neg(
+        e,
+        e.call(aten.t.default, e.call(aten.clone.default, e.call(aten.t.default, neg(e, x)))),
+    ),
+    "dead code": lambda e, x: (e.call(aten.mm.default, x, neg(e, x)), neg(e, neg(e, x)))[1],
 }
 
 
 @pytest.mark.parametrize("name", REMOVED)
 def test_removed(name: str):
     assert ops(cleaned(REMOVED[name])) == ["neg", "neg"]
+
+
+def test_a_view_of_a_view_is_a_view_of_the_first():
+    def build(edit: Editor, x: fx.Node) -> fx.Node:
+        rows = edit.call(aten.view.default, neg(edit, x), [2, 8])
+        return neg(edit, edit.call(aten.view.default, rows, [16]))
+
+    program = cleaned(build)
+    assert ops(program) == ["neg", "view", "neg"]
+    (view,) = program.graph.find_nodes(op="call_function", target=aten.view.default)
+    assert view.args[0].target is aten.neg.default
 
 
 def test_a_cast_made_twice_is_made_once():
@@ -152,6 +196,15 @@ def of_a_larger_value(edit: Editor, x: fx.Node) -> fx.Node:
     return edit.call(aten.clone.default, row)
 
 
+def each_micro_batch(edit: Editor, x: fx.Node) -> fx.Node:
+    """A loop of one turn would take the whole batch; types do not tell which turn this is."""
+    total = edit.call(ACCUMULATOR, [4, 4], torch.float32, torch.device("cpu"))
+    begin = edit.call(BEGIN, 1)
+    total = edit.call(aten.add_.Tensor, total, edit.call(SLICE, x, begin, 1))
+    edit.call(END, begin)
+    return total
+
+
 KEPT: dict[str, tuple[Build, list[str]]] = {
     "a copy of what is written later": (
         written_later,
@@ -184,6 +237,32 @@ KEPT: dict[str, tuple[Build, list[str]]] = {
     "a slice of less": (
         lambda e, x: neg(e, e.call(aten.slice.Tensor, x, 0, 0, 3)),
         ["slice", "neg"],
+    ),
+    "padding that shifts": (
+        lambda e, x: neg(e, e.call(aten.constant_pad_nd.default, neg(e, x), [1, -1], 0.0)),
+        ["neg", "constant_pad_nd", "neg"],
+    ),
+    "the other half of a split, of the same shape": (
+        lambda e, x: e.call(
+            aten.mul.Tensor,
+            *(e.call(getitem, e.call(aten.split.Tensor, neg(e, x), 2), i) for i in (0, 1)),
+        ),
+        ["neg", "split", "neg", "split", "mul"],
+    ),
+    "a view of a view of what is not contiguous": (
+        lambda e, x: neg(
+            e,
+            e.call(
+                aten.view.default,
+                e.call(aten.view.default, e.call(aten.t.default, neg(e, x)), [4, 2, 2]),
+                [4, 4, 1],
+            ),
+        ),
+        ["neg", "t", "view", "view", "neg"],
+    ),
+    "each micro-batch": (
+        each_micro_batch,
+        ["accumulator", "micro_begin", "micro_slice", "add_", "micro_end"],
     ),
     "another permutation": (
         lambda e, x: neg(

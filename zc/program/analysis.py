@@ -8,7 +8,7 @@ from torch import fx
 
 from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import Loop, loop_by_node
-from zc.program.nodes import input_of, value_of
+from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.stamps import FORWARD, stamp_of
 
 
@@ -159,3 +159,20 @@ def is_random(node: fx.Node) -> bool:
     index = names.index("dropout_p")  # attention: random only when it drops
     given = node.args[index] if index < len(node.args) else node.kwargs.get("dropout_p", 0.0)
     return bool(given != 0.0)
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether ``node`` is an aten op, or an item of its result, that only computes.
+
+    On the same operands it gives the same bits each time, and nobody misses it where nobody reads
+    it. Ops of zc, collectives, writes, numbers of the host and uninitialised memory do not count.
+    """
+    if node.target is operator.getitem:
+        source: Any = node.args[0]
+        return isinstance(source, fx.Node) and is_pure(source)
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    namespace, name = node.target._schema.name.split("::")
+    uninitialised = "empty" in name
+    other = namespace != "aten" or uninitialised or not tensors_of(node)
+    return not (other or _writes(node) or node.is_impure() or is_random(node))
