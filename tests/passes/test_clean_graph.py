@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from building import Build, built, neg, ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_losses import RandomLoss, assert_same_bits, random_losses
@@ -15,45 +16,20 @@ from zc.passes.clean_graph import CleanGraph
 
 from zc.program.edit import Editor
 from zc.program.loops import ACCUMULATOR, BEGIN, END, SLICE
-from zc.program.mesh import Mesh
-from zc.program.nodes import set_input
 from zc.program.program import Program
 from zc.program.stamps import BACKWARD
-from zc.program.tables import Input, Output
-from zc.torch_private import fake_mode_of
 from zc.verify import verify
 
 aten: Any = torch.ops.aten
 Tensors = dict[str, torch.Tensor]
-Build = Callable[[Editor, fx.Node], fx.Node | list[fx.Node]]
 
 
 def cleaned(build: Build, shape: tuple[int, ...] = (4, 4)) -> Program:
-    """One input ``x``, the values that ``build`` computes from it returned, after the pass."""
-    mode = fake_mode_of([])
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    set_input(x, Input("user", "x", 0))
-    with mode:
-        x.meta["val"] = torch.empty(shape)
-    output = graph.output([])
-    program = Program("test", 2, Mesh(), {"step": graph}, [], fake_mode=mode, training=False)
-    edit = Editor(program, graph, "test")
-    with edit.before(output):
-        result = build(edit, x)
-    results = result if isinstance(result, list) else [result]
-    output.args = (results,)
-    program.outputs = [Output("user") for _ in results]
-    verify(program)
+    """What ``build`` computes from one input ``x``, after the pass."""
+    program = built(build, shape)
     CleanGraph().run(program)
     verify(program)
     return program
-
-
-def ops(program: Program) -> list[str]:
-    calls = [n for n in program.graph.nodes if n.op == "call_function"]
-    names = [n.target._schema.name for n in calls if n.target is not getitem]
-    return [name.partition("::")[2] for name in names]
 
 
 def test_a_step(golden: Callable[..., None]):
@@ -67,10 +43,6 @@ def test_a_step(golden: Callable[..., None]):
     CleanGraph().run(program)
     verify(program)
     golden(str(program), ".ir")
-
-
-def neg(edit: Editor, value: fx.Node) -> fx.Node:
-    return edit.call(aten.neg.default, value)
 
 
 def copied(edit: Editor, x: fx.Node) -> fx.Node:

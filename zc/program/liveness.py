@@ -123,6 +123,27 @@ def peak_by_phase(graph: fx.Graph) -> dict[str, int]:
     return peaks
 
 
+def storage_lives(graph: fx.Graph) -> dict[int, tuple[fx.Node, fx.Node]]:
+    """First and last node at which each computed storage is live."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    born: dict[int, fx.Node] = {}
+    died: dict[int, fx.Node] = {}
+
+    def live_at(at: fx.Node, value: fx.Node) -> None:
+        for key in storages_of(value):
+            if order[died.setdefault(key, at)] < order[at]:
+                died[key] = at
+
+    for node, values in last_uses(graph).items():
+        started = _ended_by(node) if is_wait(node) else None
+        for value in (*values, *(started.all_input_nodes if started is not None else ())):
+            live_at(node, value)
+    for node in graph.nodes:
+        for key in storages_of(node) if node.op == "call_function" else ():
+            born.setdefault(key, node)
+    return {key: (node, died[key]) for key, node in born.items()}
+
+
 def largest_live(graph: fx.Graph, at: fx.Node, count: int = 5) -> list[tuple[fx.Node, int]]:
     """The ``count`` largest storages live at ``at``, each with the value that made it, in bytes."""
     owners: dict[int, fx.Node] = {}
