@@ -7,11 +7,17 @@ after:   %gelu = aten.gelu(%mm)  ...  -- backward --  %gelu_again = aten.gelu(%m
 
 from collections.abc import Container
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import fx
 
+from zc.program.analysis import is_pure
 from zc.program.edit import Editor
+from zc.program.nodes import tensors_of, value_of
 from zc.program.stamps import set_stamp, stamp_of
+
+aten: Any = torch.ops.aten
 
 
 def copy_chain(
@@ -57,3 +63,29 @@ def _copy(
     set_stamp(copy, replace(stamp, phase=phase, made_by=edit.made_by, recompute=again))
     copy.meta["val"] = edit.derive(copy)
     return copy
+
+
+def is_cheap(node: fx.Node, *, redraw: bool = False) -> bool:
+    """Whether ``node`` takes no longer than reading its operands and writing its one result.
+
+    Pointwise ops, casts, copies and constants; with ``redraw`` random numbers from an explicit
+    seed, which are the same bits again. No reductions, no products.
+    """
+    if len(tensors_of(node)) != 1 or isinstance(value_of(node), (tuple, list)):
+        return False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target._schema.name in _DRAWS:
+        return redraw
+    moves = torch.Tag.pointwise in node.target.tags or node.target in _MOVES
+    return moves and is_pure(node)
+
+
+_DRAWS = ("zc::uniform", "zc::normal", "zc::randint")  # zc.capture.random_ops
+_MOVES = (
+    *(aten._to_copy.default, aten.cat.default, aten.stack.default, aten.repeat.default),
+    *(aten.constant_pad_nd.default, aten.tril.default, aten.triu.default),
+    *(aten.full.default, aten.ones.default, aten.zeros.default, aten.scalar_tensor.default),
+    *(aten.full_like.default, aten.ones_like.default, aten.zeros_like.default),
+    *(aten.arange.default, aten.arange.start, aten.arange.start_step),
+)

@@ -55,6 +55,27 @@ def retype(program: Program, graph: fx.Graph) -> None:
                 node.meta["val"] = derive(node, program.fake_mode)
 
 
+def retype_views(program: Program, graph: fx.Graph, readers: set[fx.Node]) -> None:
+    """Derive anew the types of those of ``readers``, and of their views, that are views.
+
+    For nodes that read another value than before, of the same type in a storage of its own: what
+    they compute in new storages has the type that it had.
+    """
+    stale = set(readers)
+    for node in graph.nodes:
+        if node not in stale or has_unbacked(value_of(node)):
+            continue
+        value = derive(node, program.fake_mode)
+        if _storages(value) & {k for s in node.all_input_nodes for k in _storages(value_of(s))}:
+            node.meta["val"] = value
+            stale.update(node.users)
+
+
+def _storages(value: Any) -> set[int]:
+    items = value if isinstance(value, (tuple, list)) else [value]
+    return {i.untyped_storage()._cdata for i in items if isinstance(i, torch.Tensor)}
+
+
 def has_unbacked(value: Any) -> bool:
     """True when a size in ``value`` depends on data, so that running the op again renames it."""
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
