@@ -78,7 +78,10 @@ def _reads_late(user: fx.Node) -> bool:
 
 
 def _restore_state(graph: fx.Graph) -> None:
-    """Turn reads of state back into placeholders and say what saved values are."""
+    """Turn reads of state back into placeholders and say what saved values are.
+
+    State that backward reads is what forward read and saved: a seed draws the same numbers.
+    """
     first = next(iter(graph.nodes))
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is late_bound:
@@ -87,6 +90,10 @@ def _restore_state(graph: fx.Graph) -> None:
             state.meta = dict(node.meta)
             node.replace_all_uses_with(state)
             graph.erase_node(node)
-        elif node.op == "placeholder" and "zc_input" not in node.meta:
+        elif node.op == "placeholder" and _is_saved(node):
             node.meta = dict(node.meta)
             set_input(node, Input("user", "saved"))
+
+
+def _is_saved(node: fx.Node) -> bool:
+    return "zc_input" not in node.meta or input_of(node).kind == "state"
