@@ -30,7 +30,7 @@ from zc.program.outside import Outside
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
-from zc.program.types import retype, same_type
+from zc.program.types import retype_views, same_type
 from zc.program.views import same_view, viewed_by
 
 aten: Any = torch.ops.aten
@@ -44,12 +44,12 @@ class CleanGraph(Pass):
 
     def run(self, program: Program) -> None:
         """Rewrite readers of what changes nothing, in place."""
-        while clean(program):  # views of a copy that is gone are views of its source now
-            retype(program, program.graph)
+        while readers := clean(program):  # views of a copy that is gone are views of its source now
+            retype_views(program, program.graph, readers)
 
 
-def clean(program: Program) -> bool:
-    """One walk in program order; whether a copy was removed."""
+def clean(program: Program) -> set[fx.Node]:
+    """One walk in program order; the readers of copies that were removed."""
     outside = Outside.of(program)
     edit = Editor(program, program.graph, "clean_graph")
     casts: dict[Any, fx.Node] = {}
@@ -68,7 +68,7 @@ def clean(program: Program) -> bool:
         _remember_cast(node, key, casts)
         _read_past_views(edit, node)
     erase_unread(program.graph)
-    return bool(outside.moved)
+    return outside.readers
 
 
 def _same_tensor(node: fx.Node) -> fx.Node | None:

@@ -33,7 +33,7 @@ from zc.program.outside import Outside
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
-from zc.program.types import has_unbacked, retype
+from zc.program.types import has_unbacked, retype_views
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class MergeCommon(Pass):
             outside.replace(node, earlier)
             node.replace_all_uses_with(earlier)
             erase_dead(program.graph, [node])
-        if outside.moved:
-            retype(program, program.graph)
+        retype_views(program, program.graph, outside.readers)
 
 
 def may_be_shared(node: fx.Node, written: set[int]) -> bool:

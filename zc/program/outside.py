@@ -23,7 +23,8 @@ class Outside:
     """What the caller sees: values returned, how often each storage is, and storages written to.
 
     ``saved`` are storages that backward reads after the caller got forward's outputs (level 1).
-    ``moved`` says which storage took the place of one that is gone; types know only later.
+    ``moved`` says which storage took the place of one that is gone; types know only later, when
+    ``retype_views`` has seen the ``readers`` of what is gone.
     """
 
     returned: set[fx.Node]
@@ -32,6 +33,7 @@ class Outside:
     written: frozenset[int]
     saved: frozenset[int]
     moved: dict[int, int] = field(default_factory=dict)
+    readers: set[fx.Node] = field(default_factory=set)
 
     @staticmethod
     def of(program: Program) -> "Outside":
@@ -68,10 +70,12 @@ class Outside:
         return own and old_size == new_size
 
     def replace(self, node: fx.Node, simpler: fx.Node) -> None:
-        """Note that ``simpler`` takes the place of ``node``."""
+        """Note that ``simpler`` takes the place of ``node``, which still has its readers."""
         if node in self.returned:
             self.returned.add(simpler)
         for gone, kept in zip(tensors_of(node), tensors_of(simpler), strict=True):
+            if gone.untyped_storage()._cdata != kept.untyped_storage()._cdata:
+                self.readers.update(node.users)
             old, new = self.storage(gone)[0], self.storage(kept)[0]
             if old != new:
                 self.moved[old] = new

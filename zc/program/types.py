@@ -63,7 +63,7 @@ def retype_views(program: Program, graph: fx.Graph, readers: set[fx.Node]) -> No
     """
     stale = set(readers)
     for node in graph.nodes:
-        if node not in stale or has_unbacked(value_of(node)):
+        if node.op != "call_function" or node not in stale or has_unbacked(value_of(node)):
             continue
         value = derive(node, program.fake_mode)
         if _storages(value) & {k for s in node.all_input_nodes for k in _storages(value_of(s))}:
