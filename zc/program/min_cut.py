@@ -12,6 +12,7 @@ Jain et al., "Checkmate" (arXiv:1910.02653), has the general problem, with time 
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 
@@ -35,16 +36,29 @@ def computed_again(choices: Mapping[Hashable, Choice], wanted: Iterable[Hashable
 
     Each of ``wanted`` can be both saved and computed again.
     """
-    network = _network(choices, wanted)
-    inner = network.subgraph(set(network) - {_SOURCE, _SINK})
-    found: set[Hashable] = set()
-    for part in nx.weakly_connected_components(inner):
-        flow = network.subgraph(part | ({_SOURCE, _SINK} & set(network)))
+    network, found = _network(choices, wanted), set()
+    bound = set(network[_SOURCE]) if _SOURCE in network else set()
+    for part in list(nx.weakly_connected_components(_inside(network))):
         behind = part
-        if _SOURCE in flow and flow.out_degree(_SOURCE):
-            _, (_, behind) = nx.minimum_cut(flow, _SOURCE, _SINK)
-        found |= {value for value, end in behind - {_SINK, _SOURCE} if end == "in"}
+        if not bound.isdisjoint(part):
+            _, (_, behind) = nx.minimum_cut(_flow(network, part, bound), _SOURCE, _SINK)
+        found |= {value for value, end in behind - {_SOURCE, _SINK} if end == "in"}
     return found
+
+
+def _inside(network: nx.DiGraph) -> nx.DiGraph:
+    """``network`` without its ends, which parts of a program share and nothing else."""
+    inside = nx.DiGraph(network)
+    inside.remove_nodes_from([_SOURCE, _SINK])
+    return inside
+
+
+def _flow(network: nx.DiGraph, part: set[Any], bound: set[Any]) -> nx.DiGraph:
+    """The edges of ``part``; a view of ``network`` would look at all that its ends lead to."""
+    flow = nx.DiGraph()
+    flow.add_edges_from((_SOURCE, node) for node in part & bound)
+    flow.add_edges_from((a, b, data) for a in part for b, data in network[a].items())
+    return flow
 
 
 def _network(choices: Mapping[Hashable, Choice], wanted: Iterable[Hashable]) -> nx.DiGraph:
