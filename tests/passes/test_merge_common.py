@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from random_losses import assert_same_bits
 from torch import fx
 from tracing import Shapes, physical, program_of, random_inputs
+from zc.passes.merge_common import MergeCommon
 
 from zc.capture.random_ops import UNIFORM
-from zc.passes.merge_common import MergeCommon
 from zc.program.edit import Editor
 from zc.program.liveness import memory_timeline, peak_by_phase
 from zc.program.loops import ACCUMULATOR, BEGIN, END

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from random_losses import assert_same_bits
 from torch import fx
 from tracing import Shapes, physical, program_of, random_inputs
+from zc.passes.recompute_pointwise import RecomputePointwise
 
 from zc.capture.randomness import SEED, make_explicit
 from zc.errors import PipelineError
-from zc.passes.recompute_pointwise import RecomputePointwise
 from zc.program.edit import Editor
 from zc.program.liveness import peak_by_phase
 from zc.program.loops import loop_by_node
