@@ -1,21 +1,29 @@
 """Collectives on real process groups: started now, waited for later, their bytes counted.
 
 On gloo, ``reduce_scatter`` moves as many bytes as an all-reduce and adds in an order of gloo's own.
-Here a reduce-scatter is an all-to-all and a sum in rank order, and an all-reduce is that followed
-by an all-gather: bytes equal the ring formulas, and results are the same bits for every ZeRO stage.
-Other backends carry out their own.
+Here a reduce-scatter sends each block to its rank and sums in rank order, and an all-reduce is that
+followed by an all-gather: bytes equal the ring formulas, and results are the same bits for every
+ZeRO stage, by itself or in a bucket. ``zc.comm.choice`` says how bytes travel. Other backends carry
+out their own.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 
-_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # before 2.13
+from zc.comm.choice import start
+from zc.comm.pending import Pending, PendingBucket, Works
+from zc.comm.ways import Blocks, Coalesced, nbytes
+
 _SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_C10D: Any = torch.ops._c10d_functional
 _KINDS = {"avg": dist.ReduceOp.AVG, "sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX,
           "min": dist.ReduceOp.MIN, "product": dist.ReduceOp.PRODUCT}  # fmt: skip
+Tensors = list[torch.Tensor]
 
 
 @dataclass
@@ -40,109 +48,158 @@ class WireMeter:
 METER = WireMeter()
 
 
-class Pending:
-    """A collective on its way; ``wait`` returns its result and may be called once."""
-
-    def __init__(self, work: dist.Work | None, finish: Callable[[], torch.Tensor]) -> None:
-        self._work = work
-        self._finish = finish
-
-    def wait(self) -> torch.Tensor:
-        """Block (on CUDA: make the current stream wait) until done, and return the result.
-
-        Raises:
-            RuntimeError: from the backend, when a peer is gone or the group's timeout has passed.
-        """
-        if self._work is not None:
-            self._work.wait()
-            self._work = None  # it holds its operands and results, which _finish lets go
-        result = self._finish()
-        del self._finish
-        return result
-
-
-def all_gather(shard: torch.Tensor, group: dist.ProcessGroup) -> Pending:
+def all_gather(shard: torch.Tensor, group: dist.ProcessGroup) -> Pending[torch.Tensor]:
     """Concatenation along dimension 0 of every rank's ``shard``: ``[N * d0, ...]``."""
-    n = group.size()
-    first, *rest = shard.shape
-    shard = shard.contiguous()
-    full = shard.new_empty((n * first, *rest))
-    work = _GATHER(full, shard, group=group, async_op=True)
-    METER.add("all_gather", _nbytes(full) * (n - 1) // n)
-
-    def finish() -> torch.Tensor:
-        del_ref.clear()  # the operand lives until the collective is done
-        return full
-
-    del_ref = [shard]
-    return Pending(work, finish)
+    return _only(*_gather([shard], group))
 
 
-def reduce_scatter(full: torch.Tensor, group: dist.ProcessGroup, op: str = "avg") -> Pending:
+def all_gather_bucket(shards: Tensors, group: dist.ProcessGroup) -> PendingBucket:
+    """``all_gather`` of each of ``shards``, as one."""
+    return PendingBucket(Pending(*_gather(shards, group)))
+
+
+def reduce_scatter(
+    full: torch.Tensor, group: dist.ProcessGroup, op: str = "avg"
+) -> Pending[torch.Tensor]:
     """This rank's block along dimension 0 of the reduction over ranks: ``[d0 / N, ...]``."""
-    n = group.size()
-    first, *rest = full.shape
-    full = full.contiguous()
-    METER.add("reduce_scatter", _nbytes(full) * (n - 1) // n)
-    if not _ordered(group) or op not in ("avg", "sum"):
-        block = full.new_empty((first // n, *rest))
-        work = _SCATTER(block, full, _KINDS[op], group=group, async_op=True)
-        keep = [full]
-        return Pending(work, lambda: (keep.clear(), block)[1])
-    blocks = torch.empty_like(full)
-    work = dist.all_to_all_single(blocks, full, group=group, async_op=True)
-    operands = [full]
-
-    def finish() -> torch.Tensor:
-        operands.clear()
-        return sum_in_rank_order(list(blocks.view(n, first // n, *rest)), op)
-
-    return Pending(work, finish)
+    return _only(*_reduce_scatter([full], group, op))
 
 
-def all_reduce(full: torch.Tensor, group: dist.ProcessGroup, op: str = "avg") -> Pending:
+def reduce_scatter_bucket(
+    fulls: Tensors, group: dist.ProcessGroup, op: str = "avg"
+) -> PendingBucket:
+    """``reduce_scatter`` of each of ``fulls``, as one."""
+    return PendingBucket(Pending(*_reduce_scatter(fulls, group, op)))
+
+
+def all_reduce(
+    full: torch.Tensor, group: dist.ProcessGroup, op: str = "avg"
+) -> Pending[torch.Tensor]:
     """Sum or average of ``full`` over ranks, of the same shape; ``full`` is left alone."""
+    return _only(*_all_reduce([full], group, op))
+
+
+def all_reduce_bucket(fulls: Tensors, group: dist.ProcessGroup, op: str = "avg") -> PendingBucket:
+    """``all_reduce`` of each of ``fulls``, as one."""
+    return PendingBucket(Pending(*_all_reduce(fulls, group, op)))
+
+
+def _only(work: Any, finish: Callable[[], Tensors]) -> Pending[torch.Tensor]:
+    return Pending(work, lambda: finish()[0])
+
+
+Started = tuple[Any, Callable[[], Tensors]]
+
+
+def _gather(shards: Tensors, group: dist.ProcessGroup) -> Started:
+    shards = [shard.contiguous() for shard in shards]
+    full = group.size() * sum(map(nbytes, shards))
+    transfer = start("all_gather", shards, group, full)
+    METER.add("all_gather", transfer.sent)
+    fulls = list(transfer.received)
+
+    def finish() -> Tensors:
+        operands.clear()  # which live until the collective is done
+        return fulls
+
+    operands = shards
+    return Works(transfer.works), finish
+
+
+def _reduce_scatter(fulls: Tensors, group: dist.ProcessGroup, op: str) -> Started:
     n = group.size()
-    METER.add("all_reduce", 2 * (n - 1) * -(-full.numel() // n) * full.element_size())
-    if not _ordered(group) or op not in ("avg", "sum"):
-        return _native_all_reduce(full, group, op)
-    shape, numel = full.shape, full.numel()
-    padded = full.reshape(-1)
-    if numel % n:
-        padded = torch.nn.functional.pad(padded, (0, n - numel % n))
-    blocks = torch.empty_like(padded)
-    work = dist.all_to_all_single(blocks, padded, group=group, async_op=True)
-    operands, received = [padded], [blocks]  # each let go as soon as it has been used
-    del full, padded, blocks
+    fulls = [full.contiguous() for full in fulls]
+    if not _in_rank_order(group, op):
+        METER.add("reduce_scatter", sum(map(nbytes, fulls)) * (n - 1) // n)
+        return _scatter_natively(fulls, group, op)
+    shapes = [(full.shape[0] // n, *full.shape[1:]) for full in fulls]
+    transfer = start(
+        "reduce_scatter", [f.view(n, f.numel() // n) for f in fulls], group, sum(map(nbytes, fulls))
+    )
+    METER.add("reduce_scatter", transfer.sent)
+    received: list[Blocks] = list(transfer.received)
 
-    def finish() -> torch.Tensor:
+    def finish() -> Tensors:
         operands.clear()
-        mine = sum_in_rank_order(list(received[0].view(n, -1)), op)
-        received.clear()
-        whole = mine.new_empty(n * mine.numel())
-        _GATHER(whole, mine, group=group)
-        return whole[:numel].view(shape)
+        sums = _sums(received, op)
+        return [total.view(shape) for total, shape in zip(sums, shapes, strict=True)]
 
-    return Pending(work, finish)
+    operands = fulls
+    return Works(transfer.works), finish
 
 
-def sum_in_rank_order(blocks: list[torch.Tensor], op: str) -> torch.Tensor:
+def _all_reduce(fulls: Tensors, group: dist.ProcessGroup, op: str) -> Started:
+    n = group.size()
+    if not _in_rank_order(group, op):
+        blocks = [-(-full.numel() // n) * full.element_size() for full in fulls]
+        METER.add("all_reduce", 2 * (n - 1) * sum(blocks))
+        return _reduce_natively(fulls, group, op)
+    shapes = [full.shape for full in fulls]
+    padded = [_padded(full, n) for full in fulls]
+    del fulls
+    transfer = start("reduce_scatter", padded, group, sum(map(nbytes, padded)))
+    METER.add("all_reduce", transfer.sent)
+    received: list[Blocks] = list(transfer.received)
+
+    def finish() -> Tensors:
+        operands.clear()  # each let go as soon as it has been used
+        mine = _sums(received, op)
+        gathers = start("all_gather", mine, group, n * sum(map(nbytes, mine)))
+        METER.add("all_reduce", gathers.sent)
+        Works(gathers.works).wait()
+        pairs = zip(gathers.received, shapes, strict=True)
+        return [whole[: shape.numel()].view(shape) for whole, shape in pairs]
+
+    operands = padded
+    return Works(transfer.works), finish
+
+
+def _padded(full: torch.Tensor, world: int) -> torch.Tensor:
+    """``full`` as one row for each rank, with zeros behind it where it does not divide."""
+    flat = full.reshape(-1)
+    missing = -flat.numel() % world
+    return (pad(flat, (0, missing)) if missing else flat).view(world, -(-flat.numel() // world))
+
+
+def _sums(received: list[Blocks], op: str) -> Tensors:
+    """The sum of each tensor's blocks; what was received is let go on the way."""
+    received.reverse()
+    sums = []
+    while received:
+        blocks = received.pop()
+        sums.append(sum_in_rank_order(blocks.of_ranks, op, blocks.room))
+    return sums
+
+
+def sum_in_rank_order(blocks: Tensors, op: str, into: torch.Tensor | None = None) -> torch.Tensor:
     """Sum (or average) of one block per rank, added in rank order: the reference meaning."""
-    total = blocks[0].clone()
+    total = blocks[0].clone() if into is None else into.copy_(blocks[0])
     for block in blocks[1:]:
         total += block
     return total.div_(len(blocks)) if op == "avg" else total
 
 
-def _native_all_reduce(full: torch.Tensor, group: dist.ProcessGroup, op: str) -> Pending:
-    result = full.clone(memory_format=torch.contiguous_format)
+def _scatter_natively(fulls: Tensors, group: dist.ProcessGroup, op: str) -> Started:
+    n = group.size()
+    if len(fulls) > 1:
+        blocks = _C10D.reduce_scatter_tensor_coalesced(fulls, op, n, group.group_name)
+        return Coalesced(blocks), lambda: (fulls.clear(), blocks)[1]
+    (full,) = fulls
+    block = full.new_empty((full.shape[0] // n, *full.shape[1:]))
+    work = _SCATTER(block, full, _KINDS[op], group=group, async_op=True)
+    del full
+    return work, lambda: (fulls.clear(), [block])[1]
+
+
+def _reduce_natively(fulls: Tensors, group: dist.ProcessGroup, op: str) -> Started:
+    if len(fulls) > 1:
+        wholes = _C10D.all_reduce_coalesced(fulls, op, group.group_name)
+        return Coalesced(wholes), lambda: wholes
+    result = fulls[0].clone(memory_format=torch.contiguous_format)
     work = dist.all_reduce(result, _KINDS[op], group=group, async_op=True)
-    return Pending(work, lambda: result)
+    return work, lambda: [result]
 
 
-def _ordered(group: dist.ProcessGroup) -> bool:
-    return dist.get_backend(group) in ("gloo", "cpu:gloo", "fake")
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _in_rank_order(group: dist.ProcessGroup, op: str) -> bool:
+    """Whether zc itself adds up, in rank order; backends for accelerators have their own order."""
+    return op in ("avg", "sum") and dist.get_backend(group) in ("gloo", "cpu:gloo", "fake")
