@@ -31,7 +31,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from zc.program.collectives import is_collective
+from zc.program.collectives import is_collective, is_wait, operands_of, start_of
 from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import loop_by_node
 from zc.program.nodes import tensors_of
@@ -120,8 +120,9 @@ def early_numbers(graph: fx.Graph) -> list[fx.Node]:
 def last_readers(graph: fx.Graph, groups: Iterable[Group]) -> dict[int, fx.Node]:
     """The last node before its update that reads each storage: its identity to that node.
 
-    A collective reads its operand until it has been waited for.
+    A collective reads its operands until its first wait.
     """
+    waited: set[fx.Node] = set()
     updates = {node for group in groups for node in group.nodes}
     found: dict[int, fx.Node] = {}
     updated: set[int] = set()
@@ -130,8 +131,10 @@ def last_readers(graph: fx.Graph, groups: Iterable[Group]) -> dict[int, fx.Node]
             updated |= {key for value in written_operands(node) for key in storages_of(value)}
         elif node.op == "call_function":
             reads = [source for source in node.all_input_nodes if not is_collective(source)]
-            started = [source for source in node.all_input_nodes if is_collective(source)]
-            reads += [operand for source in started for operand in source.all_input_nodes]
+            start = start_of(node) if is_wait(node) else None
+            if start is not None and start not in waited:
+                waited.add(start)
+                reads += operands_of(start)
             keys = {key for source in reads for key in storages_of(source)}
             found |= dict.fromkeys(keys - updated, node)
     return found

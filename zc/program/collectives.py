@@ -8,6 +8,7 @@ all-reduce twice that.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import getitem
 from typing import Any
 
 import torch
@@ -61,9 +62,10 @@ class Collective:
     def wire_bytes(self) -> int:
         """Bytes that each rank sends: blocks of ceil(elements / N), which only all-reduces pad."""
         n = self.group_size
-        itemsize = tensors_of(self.node.all_input_nodes[0])[0].element_size()
-        block = -(-self.payload_bytes // (n * itemsize)) * itemsize
-        return self.spec.wire_factor * (n - 1) * block
+        gathers = self.spec.payload is output_bytes
+        fulls = tensors_of(self.node) if gathers else operand_tensors(self.node)
+        blocks = sum(-(-hint(full.numel()) // n) * full.element_size() for full in fulls)
+        return self.spec.wire_factor * (n - 1) * blocks
 
 
 def output_bytes(node: fx.Node) -> int:
@@ -71,19 +73,29 @@ def output_bytes(node: fx.Node) -> int:
     return sum(nbytes(t) for t in tensors_of(node))
 
 
+def operands_of(collective: fx.Node) -> list[fx.Node]:
+    """What a collective sends or reduces: one value, or each of a bucket."""
+    given: Any = collective.args[0]
+    return [given] if isinstance(given, fx.Node) else list(given)
+
+
+def operand_tensors(collective: fx.Node) -> list[torch.Tensor]:
+    """The types of ``operands_of``."""
+    return [tensor for operand in operands_of(collective) for tensor in tensors_of(operand)]
+
+
 def input_bytes(node: fx.Node) -> int:
-    """Bytes of what ``node`` reads."""
-    return sum(output_bytes(source) for source in node.all_input_nodes)
+    """Bytes of what the collective ``node`` reads."""
+    return sum(map(nbytes, operand_tensors(node)))
 
 
 def receive_bytes(node: fx.Node) -> int:
     """Bytes, beyond the result, of the room that a reduce-scatter on CPUs receives blocks in.
 
-    There it is an all-to-all and a sum in rank order (``zc.comm.wire``), so every rank's block
-    arrives whole; elsewhere the backend sums on the way.
+    There blocks are sent to their ranks and added in rank order (``zc.comm.wire``), so every rank's
+    block arrives whole; elsewhere the backend sums on the way.
     """
-    operands = [tensor for source in node.all_input_nodes for tensor in tensors_of(source)]
-    on_cpu = all(operand.device.type == "cpu" for operand in operands)
+    on_cpu = all(operand.device.type == "cpu" for operand in operand_tensors(node))
     return input_bytes(node) - output_bytes(node) if on_cpu else 0
 
 
@@ -125,6 +137,19 @@ def is_collective(node: fx.Node) -> bool:
 def is_wait(node: fx.Node) -> bool:
     """True for a node that waits for one."""
     return node.op == "call_function" and node.target is WAIT
+
+
+def start_of(wait: fx.Node) -> fx.Node | None:
+    """The collective that ``wait`` waits for: in a bucket, for one of its items."""
+    source = wait.args[0]
+    if isinstance(source, fx.Node) and source.target is getitem:
+        source = source.args[0]
+    return source if isinstance(source, fx.Node) and is_collective(source) else None
+
+
+def is_coalesced(collective: fx.Node) -> bool:
+    """Whether a collective is a bucket: it takes a list, and its results are items."""
+    return not isinstance(collective.args[0], fx.Node)
 
 
 def collective_of(node: fx.Node, mesh: Mesh, times: int = 1) -> Collective:

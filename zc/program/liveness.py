@@ -13,7 +13,14 @@ from typing import Any
 
 from torch import fx
 
-from zc.program.collectives import COLLECTIVES, hint, is_collective, is_wait
+from zc.program.collectives import (
+    COLLECTIVES,
+    hint,
+    is_coalesced,
+    is_collective,
+    is_wait,
+    start_of,
+)
 from zc.program.loops import loop_by_node
 from zc.program.nodes import tensors_of
 from zc.program.stamps import stamp_of
@@ -190,16 +197,11 @@ def _release_operands(holders: _Holders, collective: fx.Node) -> None:
 
 def _ended_by(wait: fx.Node) -> fx.Node | None:
     """The collective whose first wait this is: it lets its operands and its scratch go."""
-    source = wait.args[0]
-    if not isinstance(source, fx.Node):
+    start = start_of(wait)
+    if start is None:
         return None
-    if is_collective(source):
-        return source if _first_wait(source.users) is wait else None
-    start = source.args[0] if source.op == "call_function" and source.args else None
-    if not isinstance(start, fx.Node) or not is_collective(start):
-        return None
-    waits = [user for item in start.users for user in item.users]
-    return start if _first_wait(waits) is wait else None
+    items = start.users if is_coalesced(start) else [start]
+    return start if _first_wait(u for item in items for u in item.users) is wait else None
 
 
 def _first_wait(nodes: Any) -> fx.Node | None:

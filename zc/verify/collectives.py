@@ -5,7 +5,14 @@ from typing import Any
 
 from torch import fx
 
-from zc.program.collectives import C10D, COLLECTIVES, is_collective, is_wait
+from zc.program.collectives import (
+    C10D,
+    COLLECTIVES,
+    is_coalesced,
+    is_collective,
+    is_wait,
+    start_of,
+)
 from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import tensors_of
 from zc.program.program import Program
@@ -96,7 +103,7 @@ def _check_operands(program: Program, node: fx.Node) -> None:
 
 
 def _check_waits(program: Program, node: fx.Node) -> None:
-    if not _is_coalesced(node):
+    if not is_coalesced(node):
         _check_result(program, node, node)
         return
     items: dict[Any, fx.Node] = {}
@@ -154,8 +161,7 @@ def _read_early(program: Program, start: fx.Node, reader: fx.Node) -> Exception:
 def _check_wait(program: Program, node: fx.Node) -> None:
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    start = source.args[0] if source.target is getitem else source
-    if not (isinstance(start, fx.Node) and is_collective(start)):
+    if start_of(node) is None:
         raise refusal(
             program,
             node,
@@ -164,14 +170,12 @@ def _check_wait(program: Program, node: fx.Node) -> None:
         )
 
 
-def _is_coalesced(node: fx.Node) -> bool:
-    return isinstance(node.args[0], (list, tuple))
-
-
 def _check_writes_in_flight(program: Program, graph: fx.Graph) -> None:
-    """Nobody writes what a collective reads or fills between its start and its last wait."""
+    """Nobody writes what a collective reads or fills between its start and its first wait.
+
+    The first wait for an item of a bucket completes all of it.
+    """
     flying: dict[int, fx.Node] = {}
-    unwaited: dict[fx.Node, int] = {}
     for node in graph.nodes:
         for key in (k for operand in written_operands(node) for k in storages_of(operand)):
             if key in flying:
@@ -179,25 +183,19 @@ def _check_writes_in_flight(program: Program, graph: fx.Graph) -> None:
                     program,
                     node,
                     f"%{node.name} writes what collective %{flying[key].name} is using",
-                    "write after its last wait",
+                    "write after its wait",
                 )
         if is_collective(node):
-            unwaited[node] = len(tensors_of(node))
-            for key in _storages_used(node):
-                flying[key] = node
+            flying |= dict.fromkeys(_storages_used(node), node)
         elif is_wait(node):
-            _land(node, flying, unwaited)
+            _land(start_of(node), flying)
 
 
 def _storages_used(node: fx.Node) -> list[int]:
     return [key for n in (node, *node.all_input_nodes) for key in storages_of(n)]
 
 
-def _land(wait: fx.Node, flying: dict[int, fx.Node], unwaited: dict[fx.Node, int]) -> None:
-    start = wait.all_input_nodes[0]
-    start = start if is_collective(start) else start.all_input_nodes[0]
-    unwaited[start] -= 1
-    if unwaited[start] == 0:
-        for key in _storages_used(start):
-            if flying.get(key) is start:
-                del flying[key]
+def _land(start: fx.Node | None, flying: dict[int, fx.Node]) -> None:
+    for key in _storages_used(start) if start is not None else ():
+        if flying.get(key) is start:
+            del flying[key]

@@ -1,11 +1,17 @@
 """Gathers of parameters: the right shard, whole, in the dtype that travels, and not for nothing."""
 
-from operator import getitem
+from typing import Any
 
 import torch
 from torch import fx
 
-from zc.program.collectives import COLLECTIVES, is_collective, is_wait
+from zc.program.collectives import (
+    COLLECTIVES,
+    is_coalesced,
+    is_wait,
+    operands_of,
+    start_of,
+)
 from zc.program.liveness import written_operands
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.printer import print_arg, print_type
@@ -47,12 +53,8 @@ def _in_update(node: fx.Node) -> bool:
 
 def _gather_behind(node: fx.Node) -> fx.Node | None:
     """The all-gather that ``node`` waits for, if it does."""
-    if not is_wait(node):
-        return None
-    start = node.all_input_nodes[0]
-    if start.target is getitem:
-        start = start.all_input_nodes[0]
-    gathers = is_collective(start) and COLLECTIVES[start.target].op == "all_gather"
+    start = start_of(node) if is_wait(node) else None
+    gathers = start is not None and COLLECTIVES[start.target].op == "all_gather"
     return start if gathers else None
 
 
@@ -96,11 +98,9 @@ def _check_source(program: Program, node: fx.Node, start: fx.Node, param: Param)
 
 
 def _operand_of(node: fx.Node, start: fx.Node) -> fx.Node:
-    operands = start.args[0]
-    if isinstance(operands, fx.Node):
-        return operands
-    item = node.all_input_nodes[0]
-    return operands[item.args[1]]  # type: ignore[index, call-overload, return-value]
+    operands = operands_of(start)
+    item: Any = node.all_input_nodes[0]
+    return operands[item.args[1]] if is_coalesced(start) else operands[0]
 
 
 def _live_nodes(graph: fx.Graph) -> set[fx.Node]:
