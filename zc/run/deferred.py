@@ -9,18 +9,18 @@ gather and the reduction of a parameter depends on the parameter's ``Deferred``:
     otherwise    as written
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from zc import torch_private
-from zc.comm.wire import Pending
+from zc.comm.pending import Pending
 from zc.errors import ShardError
 from zc.state.versions import version_of
 
 _NAME = "_zc_deferred"  # an attribute: weak references would keep model.to from working
-Start = Callable[..., Pending]
+Start = Callable[..., Any]
 
 
 class Deferred:
@@ -63,30 +63,54 @@ class Deferred:
 
     def gather(self, start: Start, operand: torch.Tensor, *args: Any) -> Pending:
         """Start a gather, or take what was gathered before the parameter changed."""
-        if not self.held and self.total is None:
-            return start(operand, *args)
-        assert self.param is not None
-        key = (version_of(self.param), operand.dtype)
+        return self.kept(operand) or self.keeping(operand, start(operand, *args))
+
+    def kept(self, operand: torch.Tensor) -> Pending | None:
+        """What was gathered of ``operand`` before, if that is still what it is."""
         kept, self._kept = self._kept, None
-        if kept is None or kept[0] != key:
-            pending = start(operand, *args)
-            return Pending(None, lambda: self._keep(key, pending.wait()))
+        if self.idle or kept is None or kept[0] != self._version(operand):
+            return None
         return Pending(None, lambda: self._keep(*kept))
+
+    def keeping(self, operand: torch.Tensor, pending: Pending) -> Pending:
+        """``pending``, the gather of ``operand``, whose result is kept where that matters."""
+        if self.idle:
+            return pending
+        version = self._version(operand)
+        return Pending(None, lambda: self._keep(version, pending.wait()))
 
     def reduce(self, start: Start, operand: torch.Tensor, *args: Any, world: int) -> Pending:
         """Start a reduction, or add to what waits; ``world`` blocks of ``operand`` give one."""
-        if not self.held and self.total is None:
-            return start(operand, *args)
+        sent = self.add(operand)
+        return self.zeros(operand, world) if sent is None else start(sent, *args)
+
+    def add(self, operand: torch.Tensor) -> torch.Tensor | None:
+        """What is to be reduced in place of ``operand``; nothing where that is held back."""
+        if self.idle:
+            return operand
         wide = torch.promote_types(operand.dtype, torch.float32)
         waiting = self.total if self.pending() else None
         total = operand.to(wide, copy=True) if waiting is None else waiting.add_(operand)
         if not self.held:
             self._end()
-            return start(total.to(operand.dtype), *args)
+            return total.to(operand.dtype)
         self.total, self._task = total, torch_private.backward_number()
+        return None
+
+    def zeros(self, operand: torch.Tensor, world: int) -> Pending:
+        """Stands for the reduction of an ``operand`` that is held back."""
         shape = list(operand.shape)
         shape[:1] = [size // world for size in shape[:1]]
         return Pending(None, lambda: operand.new_zeros(shape))
+
+    @property
+    def idle(self) -> bool:
+        """Whether collectives go on as written."""
+        return not self.held and self.total is None
+
+    def _version(self, operand: torch.Tensor) -> Any:
+        assert self.param is not None
+        return version_of(self.param), operand.dtype
 
     def _keep(self, key: Any, value: torch.Tensor) -> torch.Tensor:
         if self.held:
@@ -100,6 +124,40 @@ class Deferred:
 
     def _end(self) -> None:
         self.total = self.param = self._kept = None
+
+
+def gather_bucket(
+    deferred: Sequence[Deferred], start: Start, operands: Sequence[torch.Tensor], *args: Any
+) -> Any:
+    """``Deferred.gather`` of each operand; what has to be gathered is one bucket."""
+    if all(one.idle for one in deferred):
+        return start(operands, *args)
+    found = [one.kept(operand) for one, operand in zip(deferred, operands, strict=True)]
+    missing = [i for i, pending in enumerate(found) if pending is None]
+    bucket = start([operands[i] for i in missing], *args) if missing else []
+    for place, i in enumerate(missing):
+        found[i] = deferred[i].keeping(operands[i], bucket[place])
+    return found
+
+
+def reduce_bucket(
+    deferred: Sequence[Deferred],
+    start: Start,
+    operands: Sequence[torch.Tensor],
+    *args: Any,
+    world: int,
+) -> Any:
+    """``Deferred.reduce`` of each operand; what is reduced is one bucket."""
+    if all(one.idle for one in deferred):
+        return start(operands, *args)
+    sent = [one.add(operand) for one, operand in zip(deferred, operands, strict=True)]
+    going = [value for value in sent if value is not None]
+    bucket = start(going, *args) if going else []
+    places = iter(range(len(going)))
+    return [
+        one.zeros(operand, world) if value is None else bucket[next(places)]
+        for one, operand, value in zip(deferred, operands, sent, strict=True)
+    ]
 
 
 def deferred_of(param: torch.Tensor) -> Deferred:

@@ -11,16 +11,17 @@ from torch import fx
 from zc.comm import wire
 from zc.comm.groups import group_of, rank_on
 from zc.errors import CommunicationError, ExecutionError
-from zc.program.collectives import C10D, COLLECTIVES
+from zc.program.collectives import C10D, COLLECTIVES, is_coalesced
 from zc.program.printer import print_node
 from zc.program.rounding import round_on
-from zc.run.deferred import Deferred
+from zc.run.deferred import Deferred, gather_bucket, reduce_bucket
 
 
-def bind_collective(node: fx.Node, deferred: Deferred | None = None) -> Callable[..., wire.Pending]:
+def bind_collective(node: fx.Node, deferred: Sequence[Deferred] = ()) -> Callable[..., Any]:
     """A function that starts the collective of ``node`` on its group and returns it pending.
 
-    With ``deferred``, that of the parameter which ``node`` gathers or reduces, it may wait.
+    That of a bucket returns what has an item for each of its operands. With ``deferred``, those of
+    the parameters that ``node`` gathers or reduces, they may wait.
 
     Raises:
         ExecutionError: for a collective that this executor cannot carry out.
@@ -32,23 +33,26 @@ def bind_collective(node: fx.Node, deferred: Deferred | None = None) -> Callable
         raise ExecutionError(f"no way to carry out {print_node(node)}")
     where = print_node(node)
 
-    def launch(tensor: torch.Tensor, *args: Any) -> wire.Pending:
+    def launch(operands: Any, *args: Any) -> Any:
         try:
-            return start(tensor, group_of(axis), *args)
+            return start(operands, group_of(axis), *args)
         except RuntimeError as error:
             raise CommunicationError(_failure(where, error)) from error
 
-    return launch if deferred is None else _deferring(node, launch, deferred)
+    return _deferring(node, launch, deferred) if deferred else launch
 
 
 def _deferring(
-    node: fx.Node, launch: Callable[..., wire.Pending], deferred: Deferred
-) -> Callable[..., wire.Pending]:
-    if node.target is C10D.all_gather_into_tensor.default:
-        return functools.partial(deferred.gather, launch)
-    scatters = node.target is C10D.reduce_scatter_tensor.default
-    world: Any = node.args[2] if scatters else 1
-    return functools.partial(deferred.reduce, launch, world=world)
+    node: fx.Node, launch: Callable[..., Any], deferred: Sequence[Deferred]
+) -> Callable[..., Any]:
+    spec = COLLECTIVES[node.target]
+    whose = deferred if is_coalesced(node) else deferred[0]
+    if spec.op == "all_gather":
+        gather = gather_bucket if is_coalesced(node) else Deferred.gather
+        return functools.partial(gather, whose, launch)
+    world: Any = node.args[2] if spec.op == "reduce_scatter" else 1
+    reduce = reduce_bucket if is_coalesced(node) else Deferred.reduce
+    return functools.partial(reduce, whose, launch, world=world)
 
 
 def bind_wait(node: fx.Node) -> Callable[[wire.Pending], torch.Tensor]:
@@ -95,20 +99,19 @@ def _failure(where: str, error: BaseException) -> str:
     )
 
 
-def _gather(tensor: torch.Tensor, group: dist.ProcessGroup, *_: Any) -> wire.Pending:
-    return wire.all_gather(tensor, group)
+def _gathering(start: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda operands, group, *_: start(operands, group)
 
 
-def _scatter(tensor: torch.Tensor, group: dist.ProcessGroup, op: str, *_: Any) -> wire.Pending:
-    return wire.reduce_scatter(tensor, group, op)
+def _reducing(start: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda operands, group, op, *_: start(operands, group, op)
 
 
-def _reduce(tensor: torch.Tensor, group: dist.ProcessGroup, op: str, *_: Any) -> wire.Pending:
-    return wire.all_reduce(tensor, group, op)
-
-
-_STARTERS: dict[Any, Callable[..., wire.Pending]] = {
-    C10D.all_gather_into_tensor.default: _gather,
-    C10D.reduce_scatter_tensor.default: _scatter,
-    C10D.all_reduce.default: _reduce,
+_STARTERS: dict[Any, Callable[..., Any]] = {
+    C10D.all_gather_into_tensor.default: _gathering(wire.all_gather),
+    C10D.all_gather_into_tensor_coalesced.default: _gathering(wire.all_gather_bucket),
+    C10D.reduce_scatter_tensor.default: _reducing(wire.reduce_scatter),
+    C10D.reduce_scatter_tensor_coalesced.default: _reducing(wire.reduce_scatter_bucket),
+    C10D.all_reduce.default: _reducing(wire.all_reduce),
+    C10D.all_reduce_coalesced.default: _reducing(wire.all_reduce_bucket),
 }

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx
 
 from zc.comm.groups import rank_on
-from zc.program.collectives import is_collective, is_wait
+from zc.program.collectives import is_coalesced, is_collective, is_wait
 from zc.program.kernels import FUSED_UPDATE
 from zc.program.loops import BEGIN, END
 from zc.program.nodes import input_of
@@ -104,8 +104,7 @@ def _steps(
 ) -> list[Step]:
     if isinstance(part, fx.Node):
         if is_collective(part):
-            own = None if stamp_of(part).user else deferred.get(stamp_of(part).param)
-            return [node_step(part, effects.bind_collective(part, own))]
+            return [node_step(part, effects.bind_collective(part, _own(part, deferred)))]
         if is_wait(part):
             return [node_step(part, effects.bind_wait(part))]
         if part.target in (BEGIN, END):
@@ -120,6 +119,17 @@ def _steps(
     if executor == "interpret" or free_of_work(part):
         return [node_step(node) for node in part.nodes]
     return [_region_step(part)]
+
+
+def _own(collective: fx.Node, deferred: Mapping[str, Deferred]) -> list[Deferred]:
+    """What is held back of each parameter that ``collective`` moves; nothing if one has none."""
+    if stamp_of(collective).user:
+        return []
+    moved = [collective]
+    if is_coalesced(collective):
+        moved = sorted(collective.users, key=lambda item: item.args[1])  # type: ignore
+    names = [stamp_of(node).param for node in moved]
+    return [deferred[name] for name in names] if set(names) <= set(deferred) else []
 
 
 def _region_step(region: Region) -> Step:
