@@ -174,7 +174,8 @@ CHOICES = [
     ("all_gather", "gloo", 7, 1000, "pairwise"),
     ("all_gather", "gloo", 8, 1000, "pairwise"),
     ("all_gather", "gloo", 64, 5000, "native"),
-    ("reduce_scatter", "gloo", 2, 5000, "pairwise"),  # not measured: the default
+    ("reduce_scatter", "gloo", 2, 999_999, "all_to_all"),  # not measured: the default
+    ("reduce_scatter", "gloo", 4, 1_000_000, "pairwise"),
     ("all_gather", "nccl", 8, 5000, "native"),
     ("reduce_scatter", "fake", 8, 5000, "all_to_all"),
 ]

@@ -1,5 +1,6 @@
 """The benchmarks run on a tiny model, and what they count is what the formulas say."""
 
+import ast
 import json
 import os
 import subprocess
@@ -202,3 +203,23 @@ def test_a_page_without_a_place_for_the_excerpt():
         "the page has no place for the excerpt: '<!-- from examples/benchmarks/UPDATE.md -->', "
         "then '<!-- end -->'"
     )
+
+
+def test_ways_of_carrying_out_collectives(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "wire.py"), "--rounds=1", "--items=2",
+         f"--out={tmp_path}", "--sizes", "4096", "65536"],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    _, _, *rows = parse(done.stdout)
+    assert [row[:2] for row in rows] == [
+        [op, size] for op in ("all_gather", "reduce_scatter") for size in ("4", "66")
+    ]
+    assert all(row[-1] in ("native", "pairwise", "all_to_all") for row in rows)
+    (table,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    measured = ast.literal_eval(table)
+    for op in ("all_gather", "reduce_scatter"):
+        by_bytes = measured["gloo"][op][2]
+        assert min(by_bytes) == 0
+        assert set(by_bytes) <= {0, 65536}

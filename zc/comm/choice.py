@@ -15,11 +15,12 @@ from zc.errors import ExecutionError
 Table = Mapping[str, Mapping[str, Mapping[int, Mapping[int, str]]]]
 
 # backend, op, from so many ranks, from so many bytes of the full tensors: the fastest way. Where a
-# backend is not named, the first of WAYS. Measured with examples/benchmarks/wire.py.
+# backend is not named, the first of WAYS. Measured with examples/benchmarks/wire.py: on gloo,
+# pairwise transfers are faster for large tensors, for small ones on an idle machine only.
 DEFAULTS: Table = {
     "gloo": {
-        "all_gather": {2: {0: "pairwise"}},
-        "reduce_scatter": {2: {0: "pairwise"}},
+        "all_gather": {2: {0: "native", 1_000_000: "pairwise"}},
+        "reduce_scatter": {2: {0: "all_to_all", 1_000_000: "pairwise"}},
     }
 }
 _measured: Table = {}
