@@ -196,7 +196,7 @@ STEPS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "half": lambda h, w: (h.bfloat16() @ w.bfloat16()).float().tanh(),
     "residual": lambda h, w: h + torch.sin(h @ w).cos(),
     "dropped": lambda h, w: torch.native_dropout(h @ w, 0.25, True)[0] @ w,
-    "scaled": lambda h, w: (h * w[0] + w[1]).exp().clamp(max=2.0) @ w,
+    "scaled": lambda h, w: (h * w[0] + w[1]).tanh().exp().clamp(max=2.0) @ w,
     "normed": lambda h, w: (h - h.mean(1, keepdim=True)) * h.var(1, keepdim=True).rsqrt() @ w,
     "heads": lambda h, w: (h @ w).view(-1, 2, 4).transpose(1, 2).contiguous().view(h.shape) @ w,
     "turned": lambda h, w: torch.cat(((h @ w)[:, 4:] * -1.5, (h @ w)[:, :4] * 0.5), 1) @ w,
