@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+BENCH_STAMP := .venv/.ready-bench
+PEERS := examples/benchmarks/requirements.txt
 RUFF_PATHS := zc passes codegen tests examples
 
 .DEFAULT_GOAL := help
@@ -37,7 +39,7 @@ types: $(STAMP)  ## check types
 	cd typings/zc && ln -s ../../zc/[a-z]* ../../zc/__*__.py ../../passes ../../codegen .
 	$(BIN)/pyright
 
-bench: $(STAMP)  ## compare zc with DistributedDataParallel and FSDP2
+bench: $(BENCH_STAMP)  ## compare zc with its peers, which are installed first (under half an hour)
 	$(BIN)/python examples/benchmarks
 
 clean:  ## remove what the other targets made, .venv too
@@ -50,3 +52,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+# torchtitan and deepspeed, without touching the versions that the tests run with
+$(BENCH_STAMP): $(STAMP) $(PEERS)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(PEERS)
+	touch $(BENCH_STAMP)

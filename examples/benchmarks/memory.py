@@ -26,7 +26,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from live_bytes import LiveBytes, install
 from sockets import bytes_sent
-from systems import GPT, SEED, Config, compile_zc
+from systems import GPT, SEED, Config
+from systems_zc import compile_zc
 
 import zc
 from zc.comm.wire import METER

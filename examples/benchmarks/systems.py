@@ -1,10 +1,8 @@
-"""The same model and training step under DistributedDataParallel, FSDP2 and zc.
+"""What every system in the comparison is made of: the same model, seed and optimizer.
 
-Each builder starts from the same seed and leaves the model as its documentation recommends: DDP
-around the whole model and compiled from outside; FSDP2's ``fully_shard`` on every block and on the
-model, each block compiled by itself; ``zc.shard`` and one ``torch.compile`` for the model (level 1)
-or for the whole step with ``zc.step`` in it (level 2). The optimizer is AdamW as torch builds it by
-default; *eager update* is level 2 with ``optimizer.step()`` behind the compiled function.
+A system is a way to train: one call takes a step, update included. Each family of systems has a
+module (``systems_torch.py``, ``systems_zc.py``, ...) with a dictionary ``SYSTEMS`` of builders;
+``catalogue.py`` puts the families together.
 """
 
 import sys
@@ -15,126 +13,52 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-
-import zc
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gpt import GPT, Config
 
+__all__ = ["GPT", "SEED", "Builder", "Config", "Step", "Trained", "adamw", "backend"]
+
 SEED = 0
-RATE = 3e-4
-EPSILON = 1e-5  # AdamW's own 1e-8 turns rounding of tiny gradients into whole updates
-BASELINE = "DDP eager"
-Optimizer = torch.optim.Optimizer
+SETTINGS: dict[str, Any] = {
+    "lr": 3e-4,
+    "eps": 1e-5,  # AdamW's own 1e-8 turns rounding of tiny gradients into whole updates
+}
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a system is made: the model is prepared, then comes the optimizer, then the step.
+class Trained:
+    """A model and what trains it: ``step`` takes a batch, updates the model, returns the loss."""
 
-    ``whole`` says that the step updates the parameters; otherwise it leaves gradients.
-    """
-
-    prepare: Callable[[nn.Module, str], nn.Module]
-    compile: Callable[[nn.Module, Optimizer, str], Step]
-    whole: bool = False
-
-
-@dataclass
-class System:
-    """One way to train: ``step`` returns the loss and leaves gradients, unless it is ``whole``."""
-
-    name: str
     model: nn.Module
-    optimizer: Optimizer
     step: Step
-    whole: bool
-
-    def update(self) -> None:
-        """Apply the gradients and let them go, where the step has not done so."""
-        if not self.whole:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
 
 
-def build(name: str, config: Config, executor: str) -> System:
-    """The system called ``name``; ``executor`` is ``inductor`` or ``interpret``.
-
-    With ``interpret``, what the other systems compile runs node by node as well (``aot_eager``).
-    """
-    torch.manual_seed(SEED)
-    recipe = SYSTEMS[name]
-    model = recipe.prepare(GPT(config), executor)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, eps=EPSILON)
-    return System(name, model, optimizer, recipe.compile(model, optimizer, executor), recipe.whole)
+Builder = Callable[[GPT, str], Trained]  # a new model, and ``inductor`` or ``interpret``
 
 
-def _ddp(model: nn.Module, executor: str) -> nn.Module:
-    return DistributedDataParallel(model, broadcast_buffers=False)
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the peers: torch's own fused kernel, which also takes DTensors."""
+    return torch.optim.AdamW(model.parameters(), **SETTINGS, fused=True)
 
 
-def _fsdp2(model: nn.Module, executor: str) -> nn.Module:
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for block in model.get_submodule("blocks").children():
-        fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+def stepping(forward_and_backward: Step, optimizer: torch.optim.Optimizer) -> Step:
+    """A step of three parts, of which the second and third are the optimizer's."""
+
+    def step(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = forward_and_backward(tokens, targets)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return step
 
 
-def _fsdp2_compiled(model: nn.Module, executor: str) -> nn.Module:
-    for block in model.get_submodule("blocks").children():
-        block.compile(backend=backend(executor))
-    return _fsdp2(model, executor)
+def around(model: Callable[..., torch.Tensor]) -> Step:
+    """Forward and backward; the loss comes back detached."""
 
-
-def _zc(model: nn.Module, executor: str) -> nn.Module:
-    return zc.shard(model)
-
-
-def _as_it_is(model: nn.Module, optimizer: Optimizer, executor: str) -> Step:
-    return _around(model)
-
-
-def _compiled(model: nn.Module, optimizer: Optimizer, executor: str) -> Step:
-    return _around(torch.compile(model, backend=backend(executor)))
-
-
-def _zc_outside(level: int, zero_stage: int) -> Callable[[nn.Module, Optimizer, str], Step]:
-    """Forward and backward through zc; the optimizer steps eagerly behind them."""
-
-    def compile_step(model: nn.Module, optimizer: Optimizer, executor: str) -> Step:
-        return compile_zc(model, level, {"passes": f"zero{zero_stage}", "executor": executor})
-
-    return compile_step
-
-
-def _zc_whole(zero_stage: int) -> Callable[[nn.Module, Optimizer, str], Step]:
-    """Forward, backward and update as one program."""
-
-    def compile_step(model: nn.Module, optimizer: Optimizer, executor: str) -> Step:
-        def step(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            loss = model(tokens, targets)
-            loss.backward()
-            zc.step(optimizer)
-            return loss.detach()
-
-        options: dict[str, Any] = {"passes": f"zero{zero_stage}", "executor": executor}
-        return torch.compile(step, backend="zero", options=options)
-
-    return compile_step
-
-
-def compile_zc(model: nn.Module, level: int, options: dict[str, Any]) -> Step:
-    """Forward and backward of ``model`` through the ``zero`` backend."""
-    if level == 1:
-        return _around(torch.compile(model, backend="zero", options=options))
-    return torch.compile(_around(model), backend="zero", options=options)
-
-
-def _around(model: Callable[..., torch.Tensor]) -> Step:
     def forward_and_backward(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = model(tokens, targets)
         loss.backward()
@@ -148,12 +72,6 @@ def backend(executor: str) -> str:
     return "inductor" if executor == "inductor" else "aot_eager"
 
 
-SYSTEMS: dict[str, Recipe] = {
-    BASELINE: Recipe(_ddp, _as_it_is),
-    "DDP compiled": Recipe(_ddp, _compiled),
-    "FSDP2 eager": Recipe(_fsdp2, _as_it_is),
-    "FSDP2 compiled": Recipe(_fsdp2_compiled, _as_it_is),
-    **{f"zc level 1, zero{z}": Recipe(_zc, _zc_outside(1, z)) for z in (1, 2, 3)},
-    **{f"zc level 2, zero{z}": Recipe(_zc, _zc_whole(z), whole=True) for z in (1, 2, 3)},
-    "zc level 2, zero3, eager update": Recipe(_zc, _zc_outside(2, 3)),
-}
+def data_parallel_mesh() -> DeviceMesh:
+    """All ranks in a row."""
+    return init_device_mesh("cpu", (torch.distributed.get_world_size(),))

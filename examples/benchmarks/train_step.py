@@ -1,61 +1,71 @@
-"""Time a training step of a GPT under DistributedDataParallel, FSDP2 and zc, side by side.
+"""Time a training step of a GPT under zc and its peers, side by side.
 
-    python examples/benchmarks/train_step.py                # 25 million parameters, 2 ranks
+    python examples/benchmarks/train_step.py                 # 25 million parameters, 2 ranks
+    python examples/benchmarks/train_step.py --size 110M
+    python examples/benchmarks/train_step.py --ablate zero3  # and without each of its passes
+    python examples/benchmarks/train_step.py --link 1gbit    # ranks over a slow network
     python examples/benchmarks/train_step.py --tiny --executor=interpret
 
-All systems live in one process group of local gloo ranks with one thread each. They start from the
-same seed and see the same batches. Rounds are interleaved: in each, every system takes one step,
-and each round begins with the next system, so that whatever else the machine does falls on all of
-them. The columns:
+All systems start from the same seed and see the same batches; a step is forward, backward and
+AdamW. They share one process group of local gloo ranks with one thread each. Rounds are
+interleaved: in each, every system takes one step, and each round begins with the next system, so
+that whatever else the machine does falls on all of them. DeepSpeed runs after the others, in the
+same way, beside DDP alone. The columns:
 
-- *step ms*: forward, backward and update, from a barrier on; the slowest rank's time, median over
-  rounds. *ratio* is this median over that of the first system, not a median of ratios.
+- *step ms*: from a barrier on; the slowest rank's time, median over rounds. *to DDP* is this median
+  over that of the baseline, eager DDP, in the same processes; the next column divides this ratio by
+  that of the reference, a row of zc.
 - *CPU ms*: CPU time of the whole process in a step, all its threads; median over rounds, mean over
   ranks.
-- *peak MB*: most bytes of live tensors (``live_bytes.py``) in forward and backward, *update MB* in
-  the update; the larger of the ranks, taken in steps that are not timed. Where the whole step is
-  compiled (zc level 2), the update begins with its first generated kernel. Parameters, optimizer
-  state and communication buffers count once they have been used; what a system keeps inside gloo
-  does not.
 - *sent MB*: bytes that a rank sent over its TCP sockets in a step, as the kernel counts them
   (``sockets.py``): the same measure for all systems. One barrier, some hundred bytes, is included.
-  *metered MB*: what zc counts itself, by the formula for a ring.
-- *first step s*: the first step with an empty Inductor cache of the system's own, after a trivial
-  compilation; *warm s*: the same in a fresh process, with the cache that the first has left.
 
-At the end it compares the losses of all steps. Tables go to standard output, all figures to
+The other columns come from each system in processes of its own, first with empty caches of Inductor
+and zc, then again with the caches that this has left; ``--skip-alone`` leaves them out:
+
+- *cold s*, *warm s*: the first two steps, after a trivial compilation, without and with caches.
+- *resident MB*: most memory of the process, libraries included, in steps after these two.
+- *calls*: calls of gloo in a step, as the profiler counts them; messages between two ranks count.
+- *peak MB*: most bytes of live tensors in a step (``live_bytes.py``). Parameters, optimizer state
+  and communication buffers count once they have been used; what a system keeps inside gloo does
+  not.
+
+At the end it compares the losses of all steps; systems without communication see other gradients
+and are left out of that. Tables go to standard output, all figures to
 ``out/benchmarks/train_step.json``.
 """
 
-import argparse
 import json
 import os
 import sys
 import tempfile
+from argparse import Namespace
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+import slow_link
+from alone import run_memory, run_start
+from arguments import parse_arguments
+from catalogue import BASELINE, apart
+from ranks import run_ranks
 from rounds import run_rounds
-from summary import Row, losses_agree, markdown, settings_of, summarize
-from systems import BASELINE, GPT, SYSTEMS, Config
-
-GROUP_TIMEOUT = timedelta(minutes=10)  # a rank may compile for long while the others wait
-TINY = {"layers": 1, "width": 64, "rows": 2, "length": 32, "rounds": 3}
+from summary import Row, losses_agree, rows_of, settings_of, start_figures
+from table import markdown
 
 
 def main() -> None:
     args = parse_arguments()
-    rows = measure(args)
+    if args.link:
+        slow_link.start_inside()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(args, Path(folder))
     settings = settings_of(args, os.cpu_count() or 1)
-    text = markdown(rows, settings)
+    text = markdown(rows, args.reference, settings)
     print(text)
+    systems = [asdict(row) for row in rows]
+    figures = {"settings": settings, "reference": args.reference, "systems": systems}
     args.out.mkdir(parents=True, exist_ok=True)
-    figures = {"settings": settings, "systems": [asdict(row) for row in rows]}
     (args.out / "train_step.json").write_text(json.dumps(figures, indent=2) + "\n")
     if args.save:
         args.save.write_text(f"# A training step, side by side\n\n{text}\n")
@@ -63,63 +73,32 @@ def main() -> None:
         sys.exit(1)
 
 
-def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="compare zc with DDP and FSDP2")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=2, help="passages in a batch, per rank")
-    parser.add_argument("--length", type=int, default=128, help="bytes in a passage")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each system")
-    parser.add_argument("--executor", default="inductor", choices=["inductor", "interpret"])
-    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
-    parser.add_argument("--tiny", action="store_true", help="a very small model, few rounds")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
-    parser.add_argument("--save", type=Path, help="also write the table into this file")
-    if "--tiny" in (sys.argv if given is None else given):
-        parser.set_defaults(**TINY)
-    args = parser.parse_args(given)
-    args.systems = [BASELINE, *(name for name in args.systems if name != BASELINE)]
-    args.config = Config(args.layers, args.width // 64, args.width, args.length)
-    with torch.device("meta"):
-        args.parameters = sum(p.numel() for p in GPT(args.config).parameters())
-    return args
+def measure(args: Namespace, folder: Path) -> list[Row]:
+    """The rows of the table; ``folder`` takes the caches and the figures of each rank."""
+    caches = folder / "caches"
+    alone = {} if args.skip_alone else {n: _alone(args, n, i, folder) for i, n in _numbered(args)}
+    together = [name for name in args.systems if not apart(name)]
+    ranks = run_ranks(run_rounds, args, together, caches, folder=folder / "together")
+    rows = rows_of(ranks, together, alone)
+    others = [name for name in args.systems if apart(name)]
+    if others:
+        ranks = run_ranks(run_rounds, args, [BASELINE, *others], caches, folder=folder / "apart")
+        rows += rows_of(ranks, others, alone)
+    return rows
 
 
-def measure(args: argparse.Namespace) -> list[Row]:
-    """Run the ranks, twice where compiled code is cached; the rows of the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        caches = Path(folder, "caches")
-        if args.executor == "interpret":
-            only = run_ranks(args, Path(folder, "only"), caches, args.rounds, True)
-            return summarize(only, only, args)
-        first = run_ranks(args, Path(folder, "first"), caches, args.rounds, False)
-        second = run_ranks(args, Path(folder, "second"), caches, 0, True)
-        return summarize(first, second, args)
+def _numbered(args: Namespace) -> Any:
+    return enumerate(args.systems)
 
 
-def run_ranks(
-    args: argparse.Namespace, folder: Path, caches: Path, rounds: int, memory: bool
-) -> list[dict[str, Any]]:
-    """Spawn the ranks; the figures of each."""
-    folder.mkdir()
-    mp.spawn(run_rank, (folder, args, caches, rounds, memory), nprocs=args.ranks)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(args.ranks)]
-
-
-def run_rank(rank: int, folder: Path, *settings: Any) -> None:
-    if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # local processes need no other network
-    torch.set_num_threads(1)
-    args = settings[0]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=args.ranks,
-        timeout=GROUP_TIMEOUT,
-    )  # fmt: skip
-    figures = run_rounds(rank, *settings)
-    (folder / f"{rank}.json").write_text(json.dumps(figures))
-    dist.barrier()
-    dist.destroy_process_group()
+def _alone(args: Namespace, name: str, number: int, folder: Path) -> dict[str, Any]:
+    """Start a system without and, where compiled code is cached, with caches; measure the last."""
+    caches = folder / "caches"
+    cold, warm = folder / f"{number}-cold", folder / f"{number}-warm"
+    if args.executor == "interpret":
+        return start_figures(run_ranks(run_memory, args, name, caches, folder=cold), None)
+    first = run_ranks(run_start, args, name, caches, folder=cold)
+    return start_figures(first, run_ranks(run_memory, args, name, caches, folder=warm))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""DeepSpeed's ZeRO-1, 2 and 3, from the package deepspeed, on CPUs.
+
+Its options are as its documentation has them; gradients and buckets stay on the device, and the
+optimizer is torch's fused AdamW. It wants the variables that a launcher sets, and by default builds
+a kernel for shared memory with a C++ compiler, which training does not use: it is left out.
+"""
+
+import logging
+import os
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from systems import GPT, Builder, Trained, adamw
+
+
+def _zero(stage: int) -> Builder:
+    def build(model: GPT, executor: str) -> Trained:
+        deepspeed = _imported()
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,  # not read: batches come from outside
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model), config=settings)
+
+        def step(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            loss = engine(tokens, targets)
+            engine.backward(loss)
+            engine.step()
+            return loss.detach()
+
+        return Trained(engine, step)
+
+    return build
+
+
+def _imported() -> Any:
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0", "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size),
+    }  # fmt: skip
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    with patch("deepspeed.comm.torch.build_shm_op", lambda: None):
+        deepspeed.init_distributed("gloo", dist_init_required=False)
+    return deepspeed
+
+
+SYSTEMS: dict[str, Builder] = {f"DeepSpeed ZeRO-{stage}": _zero(stage) for stage in (1, 2, 3)}

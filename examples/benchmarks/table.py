@@ -1,0 +1,101 @@
+"""The table of ``train_step.py``, from its rows or from the file it has written.
+
+    python examples/benchmarks/table.py out/benchmarks/train_step.json --into README.md
+
+With ``--into``, the table goes between two lines of that file, which must be there, each once:
+
+    <!-- benchmark -->
+    <!-- /benchmark -->
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from summary import Row, loss_line
+
+BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
+COLUMNS = {  # heading, field of a row, factor, digits
+    "CPU ms": ("cpu_seconds", 1e3, 1),
+    "peak MB": ("peak_bytes", 1e-6, 1),
+    "resident MB": ("resident_bytes", 1e-6, 0),
+    "sent MB": ("sent_bytes", 1e-6, 1),
+    "calls": ("calls", 1, 0),
+    "cold s": ("cold_seconds", 1, 1),
+    "warm s": ("warm_seconds", 1, 1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="print the table of a benchmark's figures")
+    parser.add_argument("figures", type=Path, help="the .json file that train_step.py has written")
+    parser.add_argument("--into", type=Path, help="write it into this file, between its marks")
+    args = parser.parse_args()
+    figures = json.loads(args.figures.read_text())
+    rows = [Row(**row) for row in figures["systems"]]
+    text = markdown(rows, figures["reference"], figures["settings"])
+    if args.into is None:
+        print(text)
+        return
+    try:
+        args.into.write_text(put_between(args.into.read_text(), text))
+    except ValueError as error:
+        sys.exit(f"{args.into}: {error}")
+
+
+def markdown(rows: list[Row], reference: str, settings: Mapping[str, Any]) -> str:
+    """A table, what it was measured with, and whether the losses agree.
+
+    Figures in brackets are ratios to those of the row ``reference``.
+    """
+    of = next(row for row in rows if row.system == reference)
+    heads = ["system", "step ms", "to DDP", f"to {reference}", *COLUMNS]
+    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    lines += [_line(_cells(row, of)) for row in rows]
+    measured_with = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
+    brackets = f"In brackets: ratio to {reference}."
+    return "\n".join([*lines, "", f"{brackets} {measured_with}", "", loss_line(rows)])
+
+
+def put_between(text: str, block: str) -> str:
+    """``text`` with ``block`` in place of what stands between its marks.
+
+    Raises:
+        ValueError: where a mark is not there once, or the second stands first.
+    """
+    for mark in (BEGIN, END):
+        if text.count(mark) != 1:
+            raise ValueError(f"needs one line '{mark}', has {text.count(mark)}")
+    before, rest = text.split(BEGIN)
+    if END not in rest:
+        raise ValueError(f"has '{END}' before '{BEGIN}'")
+    return f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+
+
+def _cells(row: Row, reference: Row) -> list[str]:
+    """Steps are compared by way of the baseline, which every system has run beside."""
+    return [
+        row.system,
+        f"{row.step_seconds * 1e3:,.1f}",
+        f"{row.ratio:.2f}",
+        f"{row.ratio / reference.ratio:.2f}",
+        *(_cell(row, reference, *column) for column in COLUMNS.values()),
+    ]
+
+
+def _cell(row: Row, reference: Row, field: str, factor: float, digits: int) -> str:
+    value, other = getattr(row, field), getattr(reference, field)
+    if value is None:
+        return "-"
+    return f"{value * factor:,.{digits}f}" + (f" ({value / other:.2f})" if other else "")
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
