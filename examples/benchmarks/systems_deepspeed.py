@@ -1,8 +1,8 @@
 """DeepSpeed's ZeRO-1, 2 and 3, from the package deepspeed, on CPUs.
 
-Its options are as its documentation has them; gradients and buckets stay on the device, and the
-optimizer is torch's fused AdamW. It wants the variables that a launcher sets, and by default builds
-a kernel for shared memory with a C++ compiler, which training does not use: it is left out.
+Its options are its defaults, but for the size of its buckets, and the optimizer is torch's fused
+AdamW. It wants the variables that a launcher sets, and by default builds a kernel for shared memory
+with a C++ compiler, which training does not use: it is left out.
 """
 
 import logging
@@ -13,13 +13,15 @@ from unittest.mock import patch
 import torch
 from systems import GPT, Builder, Trained, adamw
 
+DEFAULT_BUCKET = 500_000_000  # elements
+
 
 def _zero(stage: int) -> Builder:
     def build(model: GPT, executor: str) -> Trained:
         deepspeed = _imported()
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # not read: batches come from outside
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": {"stage": stage, **_buckets(model)},
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
@@ -34,6 +36,12 @@ def _zero(stage: int) -> Builder:
         return Trained(engine, step)
 
     return build
+
+
+def _buckets(model: GPT) -> dict[str, int]:
+    """One bucket, as by default, but not the 500 million elements that it would allocate."""
+    size = min(sum(p.numel() for p in model.parameters()), DEFAULT_BUCKET)
+    return {"reduce_bucket_size": size, "allgather_bucket_size": size}
 
 
 def _imported() -> Any:
