@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zc.cli import main
+from zc.cli import main, write_file
+from zc.errors import PipelineError
 from zc.pipelines.describe import describe_passes
 
 
@@ -42,6 +43,13 @@ def test_an_error_of_zc_is_printed_without_traceback(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("zc.passes.lower_2d: the name of a pass is words")
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path):
+    path = tmp_path / "no" / "mine.yaml"
+    with pytest.raises(PipelineError) as caught:
+        write_file(path, "")
+    assert str(caught.value) == f"{path}: cannot be written: No such file or directory"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """Work of ops by formula, and what of it touches memory once regions are compiled."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 from torch import fx
 from tracing import physical, program_of
 
-from zc.cost.times import fusable_runs, in_memory, work
+from zc.cost.device import Device, Link
+from zc.cost.times import compute_seconds, fusable_runs, in_memory, node_seconds, work
 from zc.cost.work import Work, work_of
 from zc.program.program import Program
 
 aten: Any = torch.ops.aten
 F32 = 4
+FAR = Link(0.0, 1e30)
 
 
 def traced(fn: Any, **shapes: tuple[int, ...]) -> Program:
@@ -88,3 +91,31 @@ def test_fused_ops_hand_values_over_in_registers():
     exp, add, tanh = (found[op] for op in (aten.exp.default, aten.add.Tensor, aten.tanh.default))
     assert (exp.read, add.read, tanh.read) == (128, 0, 0)
     assert tanh.written == 128
+
+
+def test_fixed_times_of_kernels_products_and_regions():
+    device = Device(
+        name="toy", memory_bytes=1 << 30, memory_bandwidth=1e30, flops={"float32": 1024.0},
+        op_seconds=1.0, issue_seconds=0.0, ranks_per_node=1, node=FAR, network=FAR, host=FAR,
+        file=FAR, region_seconds=100.0, product_seconds=10.0,
+    )  # fmt: skip
+    program = traced(lambda w, x: torch.tanh(torch.exp(x) + 1) @ w, x=(4, 8))
+    costs = node_seconds(program.graph, program.mesh, device, fused=True)
+    by_op = {node.target: seconds for node, seconds in costs.items()}
+    found = [by_op[op] for op in (aten.exp.default, aten.add.Tensor, aten.tanh.default)]
+    assert found == pytest.approx([0.0, 0.0, 1.0])  # what stays in registers is no kernel
+    assert [seconds > 100 for seconds in costs.values()].count(True) == 1  # the region, once
+    assert by_op[aten.mm.default] == pytest.approx(10.0 + 2 * 4 * 8 * 8 / 1024)
+    alone = node_seconds(program.graph, program.mesh, device, fused=False)
+    assert alone[node_of(program, aten.exp.default)] == pytest.approx(1.0)
+
+
+def test_attention_runs_at_its_share_of_the_rate():
+    device = Device(
+        name="toy", memory_bytes=1 << 30, memory_bandwidth=1e30, flops={"float32": 64.0},
+        op_seconds=1.0, issue_seconds=0.0, ranks_per_node=1, node=FAR, network=FAR, host=FAR,
+        file=FAR, attention=0.5,
+    )  # fmt: skip
+    done = Work(flops=64, read=8, written=8, matrix=True)
+    assert compute_seconds(done, device) == pytest.approx(2.0)
+    assert compute_seconds(replace(done, attention=True), device) == pytest.approx(3.0)

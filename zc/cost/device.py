@@ -33,6 +33,10 @@ class Device:
         flops: multiplications and additions per second of matrix products, by dtype name
             (``float32``); a dtype that is not listed runs at the rate of ``float32``.
         op_seconds: fixed time of one op or kernel.
+        region_seconds: fixed time of one compiled region, beside that of what it computes.
+        product_seconds: fixed time of a matrix product, in which it gets up to its rate; at least
+            ``op_seconds`` is reckoned.
+        attention: share of the rate of matrix products that attention reaches.
         issue_seconds: time that the compute lane spends on starting a collective or on a wait.
         ranks_per_node: ranks that reach one another over ``node``; all others over ``network``.
         node: between ranks of one node.
@@ -63,6 +67,9 @@ class Device:
     measured_ranks: int = 0
     interference: float = 0.0
     one_lane: bool = False
+    region_seconds: float = 0.0
+    product_seconds: float = 0.0
+    attention: float = 1.0
     notes: str = ""
 
     def flop_rate(self, dtype: str) -> float:

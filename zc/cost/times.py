@@ -3,7 +3,8 @@
 An op takes the longer of its arithmetic and its memory traffic, and a fixed time (the roofline of
 Williams, Waterman and Patterson, CACM 2009). Where a program is compiled, ops between two effects
 that are no matrix products run as one pass over memory: what one of them hands to another costs
-nothing.
+nothing, and only results that reach memory take the fixed time of a kernel. Each compiled region
+takes a time of its own on top.
 """
 
 from collections.abc import Mapping
@@ -42,17 +43,37 @@ def node_seconds(
             row = collective_of(node, mesh)
             found[node] = device.collective_seconds(row.spec.op, row.group_size, row.wire_bytes)
         else:
-            found[node] = compute_seconds(in_memory(node, done, runs), device)
+            found[node] = compute_seconds(in_memory(node, done, runs), device, node in runs)
+    for node in first_of_regions(works) if fused else ():
+        found[node] += device.region_seconds
     return found
 
 
-def compute_seconds(done: Work, device: Device) -> float:
-    """Seconds of ``done`` on ``device``: nothing for nothing, else the roofline and a launch."""
+def compute_seconds(done: Work, device: Device, fused: bool = False) -> float:
+    """Seconds of ``done`` on ``device``: nothing for nothing, else the roofline and a launch.
+
+    What is ``fused`` is launched with the one that writes the result.
+    """
     traffic = done.read + done.written
     if not traffic:
         return 0.0
-    arithmetic = done.flops / device.flop_rate(done.dtype) if done.matrix else 0.0
-    return device.op_seconds + max(arithmetic, traffic / device.memory_bandwidth)
+    memory = traffic / device.memory_bandwidth
+    if not done.matrix:
+        return memory + (device.op_seconds if done.written or not fused else 0.0)
+    rate = device.flop_rate(done.dtype) * (device.attention if done.attention else 1.0)
+    return max(device.op_seconds, device.product_seconds) + max(done.flops / rate, memory)
+
+
+def first_of_regions(works: Mapping[fx.Node, Work]) -> list[fx.Node]:
+    """The first node of each compiled region that does any work."""
+    found, inside = [], False
+    for node, done in works.items():
+        if node.op == "call_function" and is_effect(node):
+            inside = False
+        elif not inside and done.read + done.written:
+            found.append(node)
+            inside = True
+    return found
 
 
 def work(node: fx.Node) -> Work:

@@ -32,7 +32,8 @@ _LOOKUPS = (aten.embedding, aten.gather, aten.index, aten.index_select)
 class Work:
     """What one op does: ``flops``, and bytes ``read`` and ``written``.
 
-    ``matrix`` says that its operations are those of matrix products in ``dtype``.
+    ``matrix`` says that its operations are those of matrix products in ``dtype``, ``attention``
+    that they are those of attention.
     """
 
     flops: int = 0
@@ -40,6 +41,7 @@ class Work:
     written: int = 0
     matrix: bool = False
     dtype: str = "float32"
+    attention: bool = False
 
     @property
     def intensity(self) -> float:
@@ -59,7 +61,8 @@ def work_of(node: fx.Node) -> Work:
     counted = matrix_flops(node)
     dtype = str((outputs or _operands(node) or [torch.empty(())])[0].dtype).removeprefix("torch.")
     if counted is not None:
-        return Work(counted, read, written, matrix=True, dtype=dtype)
+        attends = "attention" in str(node.target)
+        return Work(counted, read, written, matrix=True, dtype=dtype, attention=attends)
     elements = max((hint(t.numel()) for t in (*outputs, *_operands(node))), default=0)
     return Work(elements, read, written, dtype=dtype)
 

@@ -12,7 +12,8 @@
     file: {latency: 100us, bandwidth: 6GB/s}
 
 Optional: ``collectives``, links by collective as measured on ``measured_ranks`` ranks;
-``interference`` and ``one_lane``, see ``Device``; ``notes``.
+``interference``, ``one_lane``, ``region``, ``product`` and ``attention``, see ``Device``;
+``notes``.
 """
 
 import os
@@ -34,7 +35,7 @@ _NEEDED: dict[str, Any] = {
 }  # fmt: skip
 _OPTIONAL: dict[str, Any] = {
     "collectives": dict, "measured_ranks": int, "interference": float, "one_lane": bool,
-    "notes": str,
+    "region": Duration, "product": Duration, "attention": float, "notes": str,
 }  # fmt: skip
 _KINDS = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false",
@@ -89,9 +90,6 @@ def read_device(root: Located) -> Device:
     """
     found = _mapping(root, "a device", _NEEDED, _OPTIONAL)
     node = _mapping(found["node"], "'node'", {"ranks": int, **_LINK})
-    interference = _scalar(found.get("interference", Located(0.0, "")), float)
-    if not 0 <= interference <= 1:
-        raise found["interference"].fail(f"interference is between 0 and 1; got {interference}")
     return Device(
         name=_scalar(found["name"], str),
         memory_bytes=_scalar(found["memory"], Bytes),
@@ -104,10 +102,28 @@ def read_device(root: Located) -> Device:
         **{key: _link(found[key], f"'{key}'") for key in ("network", "host", "file")},
         collectives=_links(found.get("collectives")),
         measured_ranks=_scalar(found.get("measured_ranks", Located(0, "")), int),
-        interference=interference,
+        interference=_share(found, "interference", 0.0),
         one_lane=_scalar(found.get("one_lane", Located(False, "")), bool),
+        region_seconds=_scalar(found.get("region", Located("0", "")), Duration),
+        product_seconds=_scalar(found.get("product", Located("0", "")), Duration),
+        attention=_attention(found),
         notes=_scalar(found.get("notes", Located("", "")), str),
     )
+
+
+def _share(found: dict[str, Located], key: str, default: float) -> float:
+    place = found.get(key, Located(default, ""))
+    share = _scalar(place, float)
+    if not 0 <= share <= 1:
+        raise place.fail(f"{key} is between 0 and 1; got {share}")
+    return share
+
+
+def _attention(found: dict[str, Located]) -> float:
+    share = _share(found, "attention", 1.0)
+    if not share:
+        raise found["attention"].fail("attention is a share above 0; got 0")
+    return share
 
 
 def _flops(place: Located) -> dict[str, float]:

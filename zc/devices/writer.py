@@ -27,6 +27,12 @@ def device_text(device: Device) -> str:
         lines.append(f"interference: {device.interference:.6g}")
     if device.one_lane:
         lines.append("one_lane: true")
+    if device.region_seconds:
+        lines.append(f"region: {_seconds(device.region_seconds)}")
+    if device.product_seconds:
+        lines.append(f"product: {_seconds(device.product_seconds)}")
+    if device.attention != 1:
+        lines.append(f"attention: {device.attention:.6g}")
     if device.notes:
         lines.append(f"notes: {scalar_text(device.notes)}")
     return "\n".join(lines) + "\n"

@@ -1,0 +1,137 @@
+"""Measures a process group: its collectives as ``zc.comm.wire`` carries them out, and overlap.
+
+All ranks call these functions together, with equal arguments.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from zc.comm import wire
+from zc.devices.fits import Samples, interference, shares_a_lane
+from zc.devices.stopwatch import Stopwatch
+
+OPS = ("all_gather", "reduce_scatter", "all_reduce")
+SIZES = tuple(4096 << shift for shift in range(0, 13, 2))  # bytes of the full tensor, to 16 MB
+_QUICK = SIZES[:3]
+_PAUSE = 0.002  # seconds in which a small collective ends by itself
+Start = Callable[[], wire.Pending]
+Figures = dict[str, float]
+
+
+def measure_wire(watch: Stopwatch, group: dist.ProcessGroup, *, quick: bool = False) -> Figures:
+    """Seconds of collectives by op and bytes sent, of starting one and of a wait, and overlap.
+
+    Args:
+        watch: how to take times.
+        group: of the ranks that measure.
+        quick: small sizes only, for tests of the procedure.
+    """
+    found: Figures = {}
+    sizes = _QUICK if quick else SIZES
+    for op in OPS:
+        for size in sizes:
+            seconds = _median(watch, group, _both(starter(op, size, watch.device, group)))
+            found[f"{op} {_sent(op, size, group.size())}"] = seconds
+    small, large = (starter("all_gather", s, watch.device, group) for s in (sizes[0], sizes[-1]))
+    found["issue"] = _issue(watch, group, small)
+    found["interference"] = _interference(watch, group, large)
+    scatter = starter("reduce_scatter", sizes[-1], watch.device, group)
+    found["one_lane"] = float(_in_turn(watch, group, large, scatter))
+    return found
+
+
+def starter(op: str, size: int, device: torch.device, group: dist.ProcessGroup) -> Start:
+    """A function that starts ``op`` on a full tensor of about ``size`` bytes."""
+    n = group.size()
+    block = -(-size // (4 * n))
+    full = torch.ones(n * block, device=device)
+    if op == "all_gather":
+        return lambda: wire.all_gather(full[:block], group)
+    start = wire.reduce_scatter if op == "reduce_scatter" else wire.all_reduce
+    return lambda: start(full, group)
+
+
+def link_samples(figures: Figures, op: str) -> Samples:
+    """Bytes sent and seconds of ``op``, without what starting it takes of the compute lane."""
+    named = [(name.split(" "), seconds) for name, seconds in figures.items()]
+    issue = figures["issue"]
+    return [(float(p[1]), max(s - issue, s / 10)) for p, s in named if p[0] == op and len(p) == 2]
+
+
+def _sent(op: str, size: int, ranks: int) -> int:
+    block = -(-size // (4 * ranks)) * 4
+    return (2 if op == "all_reduce" else 1) * (ranks - 1) * block
+
+
+def _both(start: Start) -> Callable[[], Any]:
+    return lambda: start().wait()
+
+
+def _median(watch: Stopwatch, group: dist.ProcessGroup, function: Callable[[], Any]) -> float:
+    """Median seconds of ``function``, which all ranks begin together."""
+    return median(_together(watch, group, function) for _ in range(watch.repeats + 1))
+
+
+def _together(watch: Stopwatch, group: dist.ProcessGroup, function: Callable[[], Any]) -> float:
+    dist.barrier(group)
+    return watch.once(function)
+
+
+def _issue(watch: Stopwatch, group: dist.ProcessGroup, start: Start) -> float:
+    """Seconds of the longer of starting a collective and waiting for one that has ended."""
+    starts, waits = [], []
+    for _ in range(watch.repeats):
+        dist.barrier(group)
+        watch.finish()
+        began = time.perf_counter()
+        pending = start()
+        starts.append(time.perf_counter() - began)
+        watch.finish()
+        time.sleep(_PAUSE)
+        began = time.perf_counter()
+        pending.wait()
+        waits.append(time.perf_counter() - began)
+    return max(median(starts), median(waits))
+
+
+def _interference(watch: Stopwatch, group: dist.ProcessGroup, start: Start) -> float:
+    """How much of a transfer is not hidden behind matrix products that take longer than it."""
+    transfer = _median(watch, group, _both(start))
+    side = 1024 if watch.device.type == "cuda" else 256
+    a = torch.ones(side, side, device=watch.device)
+    once = _median(watch, group, lambda: torch.mm(a, a))
+    calls = _agreed(int(1.5 * transfer / once) + 1, watch.device, group)
+
+    def compute() -> None:
+        for _ in range(calls):
+            torch.mm(a, a)
+
+    def overlapped() -> None:
+        pending = start()
+        compute()
+        pending.wait()
+
+    alone = _median(watch, group, compute)
+    return interference(alone, transfer, _median(watch, group, overlapped))
+
+
+def _agreed(number: int, device: torch.device, group: dist.ProcessGroup) -> int:
+    """The largest ``number`` of all ranks."""
+    value = torch.tensor([number], device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX, group)
+    return int(value.item())
+
+
+def _in_turn(watch: Stopwatch, group: dist.ProcessGroup, gather: Start, scatter: Start) -> bool:
+    def both() -> None:
+        first, second = gather(), scatter()
+        first.wait()
+        second.wait()
+
+    alone = [_median(watch, group, _both(start)) for start in (gather, scatter)]
+    return shares_a_lane(alone[0], alone[1], _median(watch, group, both))
