@@ -11,6 +11,7 @@ from tracing import physical, program_of
 from zc.cost.device import Device, Link
 from zc.cost.times import compute_seconds, fusable_runs, in_memory, node_seconds, work
 from zc.cost.work import Work, work_of
+from zc.devices.reader import builtin_device
 from zc.program.program import Program
 
 aten: Any = torch.ops.aten
@@ -108,6 +109,12 @@ def test_fixed_times_of_kernels_products_and_regions():
     assert by_op[aten.mm.default] == pytest.approx(10.0 + 2 * 4 * 8 * 8 / 1024)
     alone = node_seconds(program.graph, program.mesh, device, fused=False)
     assert alone[node_of(program, aten.exp.default)] == pytest.approx(1.0)
+
+
+def test_what_caches_hold_is_read_faster():
+    device = replace(builtin_device("cpu"), cache_bytes=1000, cache_bandwidth=1e6)
+    assert device.memory_seconds(1000) == 1e-3
+    assert device.memory_seconds(2000) == 2000 / device.memory_bandwidth
 
 
 def test_attention_runs_at_its_share_of_the_rate():

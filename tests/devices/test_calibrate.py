@@ -17,7 +17,8 @@ FIGURES = {
     **{f"product float32 {n}": 2e-5 + n / 5e10 for n in (10**6, 10**7, 10**8)},
     **{f"product bfloat16 {n}": 1e-5 + n / 2e10 for n in (10**6, 10**7, 10**8)},
     "attention float32 10000000": 10**7 / 2e10,
-    **{f"pointwise {n}": 3e-6 + n / 8e9 for n in (10**5, 10**6, 10**7)},
+    **{f"pointwise {n}": 4e-6 + n / 5e10 for n in (10**5, 10**6)},
+    **{f"pointwise {n}": 4e-6 + n / 8e9 for n in (10**7, 10**8)},
     "op": 4e-6,
     "region": 1.5e-5,
     **{f"host {n}": 1e-6 + n / 6e9 for n in (10**5, 10**6, 10**7)},
@@ -39,6 +40,8 @@ def test_figures_become_a_device():
     assert found.product_seconds == pytest.approx(2e-5, rel=EXACT)
     assert found.attention == pytest.approx(0.4, rel=EXACT)
     assert found.memory_bandwidth == pytest.approx(8e9, rel=EXACT)
+    assert found.cache_bytes == 10**6
+    assert found.cache_bandwidth == pytest.approx(5e10, rel=EXACT)
     assert found.host.bandwidth == pytest.approx(6e9, rel=EXACT)
     assert found.file.latency == pytest.approx(1e-3, rel=EXACT)
     assert found.network == builtin_device("cpu").network

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from zc.devices.fits import fit_link, interference, shares_a_lane, slowest
+from zc.devices.fits import fit_link, interference, shares_a_lane, slowest, two_rates
 
 SIZES = [4096 << shift for shift in range(0, 13, 2)]
 SPREAD = 0.05  # of made-up measurements around the line
@@ -34,6 +34,11 @@ def test_no_number_becomes_negative():
     flat = fit_link([(1000, 2.0), (2000, 1.9), (4000, 1.8)])
     assert flat.latency > 0
     assert flat.bandwidth == 4000 / 1.8
+
+
+def test_what_caches_hold_has_a_rate_of_its_own():
+    assert two_rates([(10, 1.0), (100, 10.0), (1000, 200.0), (10000, 2000.0)]) == (100, 10.0, 5.0)
+    assert two_rates([(10, 1.0), (1000, 50.0)]) == (0.0, 20.0, 20.0)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ def test_devices_that_ship():
 def test_a_device_is_written_as_it_is_read(name: str, tmp_path: Path):
     device = replace(
         load_device(name), collectives={"all_gather": Link(1e-4, 1.5e9)}, measured_ranks=4,
-        region_seconds=2e-5, product_seconds=1.5e-5, attention=0.5,
+        region_seconds=2e-5, product_seconds=1.5e-5, attention=0.5, cache_bytes=10**6,
+        cache_bandwidth=6e10,
     )  # fmt: skip
     path = tmp_path / "mine.yaml"
     path.write_text(device_text(device))
@@ -81,6 +82,7 @@ def test_gpus_are_known_by_name():
          "toy.yaml:9: unknown key 'delay' in 'host'; the keys are latency, bandwidth"),
         (GOOD.replace("ranks: 2", "ranks: two"),
          "toy.yaml:7: must be a whole number; got 'two'"),
+        (GOOD + "cache: {size: 1MB}\n", "toy.yaml:11: 'cache' needs 'bandwidth'"),
         (GOOD + "attention: 0.0\n", "toy.yaml:11: attention is a share above 0; got 0"),
         (GOOD + "interference: 2.0\n", "toy.yaml:11: interference is between 0 and 1; got 2.0"),
         ("- a\n", "toy.yaml:1: a device must be a mapping; got a list"),

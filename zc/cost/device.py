@@ -32,6 +32,8 @@ class Device:
         memory_bandwidth: bytes per second, reads and writes together.
         flops: multiplications and additions per second of matrix products, by dtype name
             (``float32``); a dtype that is not listed runs at the rate of ``float32``.
+        cache_bytes: what one op may read and write and still find in caches.
+        cache_bandwidth: bytes per second of such an op.
         op_seconds: fixed time of one op or kernel.
         region_seconds: fixed time of one compiled region, beside that of what it computes.
         product_seconds: fixed time of a matrix product, in which it gets up to its rate; at least
@@ -70,11 +72,18 @@ class Device:
     region_seconds: float = 0.0
     product_seconds: float = 0.0
     attention: float = 1.0
+    cache_bytes: int = 0
+    cache_bandwidth: float = 0.0
     notes: str = ""
 
     def flop_rate(self, dtype: str) -> float:
         """Operations per second of matrix products in ``dtype``."""
         return self.flops.get(dtype, self.flops["float32"])
+
+    def memory_seconds(self, traffic: int) -> float:
+        """Time in which one op reads and writes ``traffic`` bytes."""
+        cached = traffic <= self.cache_bytes
+        return traffic / (self.cache_bandwidth if cached else self.memory_bandwidth)
 
     def collective_seconds(self, op: str, group_size: int, wire_bytes: int) -> float:
         """Time of one collective to which each rank sends ``wire_bytes``.

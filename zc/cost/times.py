@@ -57,7 +57,7 @@ def compute_seconds(done: Work, device: Device, fused: bool = False) -> float:
     traffic = done.read + done.written
     if not traffic:
         return 0.0
-    memory = traffic / device.memory_bandwidth
+    memory = device.memory_seconds(traffic)
     if not done.matrix:
         return memory + (device.op_seconds if done.written or not fused else 0.0)
     rate = device.flop_rate(done.dtype) * (device.attention if done.attention else 1.0)

@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 
 from zc.cost.device import Device, Link
 from zc.devices.default import gpu_named
-from zc.devices.fits import fit_link, slowest
+from zc.devices.fits import fit_link, slowest, two_rates
 from zc.devices.measure_compute import DTYPES, measure_compute, samples_of
 from zc.devices.measure_links import measure_links, memory_bytes
 from zc.devices.measure_wire import OPS, link_samples, measure_wire
@@ -93,11 +93,15 @@ def device_from(how: Calibration, figures: Figures, memory: int) -> Device:
     links = {name: fit_link(samples) for name, samples in lines.items() if samples}
     flops = {name: link.bandwidth for name, link in links.items()}
     op = max(figures["op"], _SHORTEST)
+    pointwise = [(n, max(s - op, s / 2)) for n, s in samples_of(figures, "pointwise")]
+    cache_bytes, cache_bandwidth, memory_bandwidth = two_rates(pointwise)
     device = replace(
         base,
         name=how.name,
         memory_bytes=memory,
-        memory_bandwidth=fit_link(samples_of(figures, "pointwise")).bandwidth,
+        memory_bandwidth=memory_bandwidth,
+        cache_bytes=int(cache_bytes),
+        cache_bandwidth=cache_bandwidth,
         flops=flops,
         op_seconds=op,
         region_seconds=max(0.0, figures.get("region", op) - op),

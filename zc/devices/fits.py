@@ -4,6 +4,7 @@ fit_link([(4096, 2.1e-4), (1 << 20, 9.0e-4)])       # seconds = latency + bytes 
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from zc.cost.device import Link
 
@@ -32,6 +33,21 @@ def fit_link(samples: Samples) -> Link:
         size, seconds = max(samples)
         return Link(constant / ones, size / seconds)
     return Link(latency, 1 / pace)
+
+
+def two_rates(samples: Samples) -> tuple[float, float, float]:
+    """The largest size that caches hold, the rate of what they hold, and that of memory.
+
+    Args:
+        samples: bytes and seconds, fixed time taken off; the smallest fits into caches and the
+            largest does not, where there are caches at all.
+    """
+    rates = {n: n / t for n, t in samples}
+    inside, outside = rates[min(rates)], rates[max(rates)]
+    if inside <= outside:
+        return 0.0, outside, outside
+    held = [n for n, rate in rates.items() if rate >= (inside * outside) ** 0.5]
+    return max(held), median(rates[n] for n in held), outside
 
 
 def interference(alone: float, transfer: float, together: float) -> float:

@@ -21,7 +21,7 @@ SHAPES = {  # rows, inner and columns of products as in a training step
     "cuda": ((256, 1024, 1024), (1024, 2048, 2048), (4096, 4096, 4096), (8192, 4096, 8192)),
 }
 HEADS = {"cpu": (2, 8, 128, 64), "cuda": (4, 16, 2048, 128)}  # batch, heads, length, width
-LARGEST = {"cpu": 16 << 20, "cuda": 1 << 30}  # bytes of one operand
+LARGEST = {"cpu": 64 << 20, "cuda": 1 << 30}  # bytes of one operand
 SMALLEST = 64 << 10
 _CALLS = 50  # of something so short that the clock itself would count
 _TINY = 64

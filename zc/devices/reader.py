@@ -12,8 +12,8 @@
     file: {latency: 100us, bandwidth: 6GB/s}
 
 Optional: ``collectives``, links by collective as measured on ``measured_ranks`` ranks;
-``interference``, ``one_lane``, ``region``, ``product`` and ``attention``, see ``Device``;
-``notes``.
+``cache: {size: 1MB, bandwidth: 60GB/s}``, ``interference``, ``one_lane``, ``region``, ``product``
+and ``attention``, see ``Device``; ``notes``.
 """
 
 import os
@@ -35,7 +35,7 @@ _NEEDED: dict[str, Any] = {
 }  # fmt: skip
 _OPTIONAL: dict[str, Any] = {
     "collectives": dict, "measured_ranks": int, "interference": float, "one_lane": bool,
-    "region": Duration, "product": Duration, "attention": float, "notes": str,
+    "cache": dict, "region": Duration, "product": Duration, "attention": float, "notes": str,
 }  # fmt: skip
 _KINDS = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false",
@@ -104,6 +104,7 @@ def read_device(root: Located) -> Device:
         measured_ranks=_scalar(found.get("measured_ranks", Located(0, "")), int),
         interference=_share(found, "interference", 0.0),
         one_lane=_scalar(found.get("one_lane", Located(False, "")), bool),
+        **_cache(found.get("cache")),
         region_seconds=_scalar(found.get("region", Located("0", "")), Duration),
         product_seconds=_scalar(found.get("product", Located("0", "")), Duration),
         attention=_attention(found),
@@ -131,6 +132,14 @@ def _flops(place: Located) -> dict[str, float]:
     if "float32" not in rates:
         raise place.fail("'flops' needs a rate for float32, which other dtypes fall back to")
     return rates
+
+
+def _cache(place: Located | None) -> dict[str, Any]:
+    if place is None:
+        return {}
+    found = _mapping(place, "'cache'", {"size": Bytes, "bandwidth": Rate})
+    size, rate = _scalar(found["size"], Bytes), _scalar(found["bandwidth"], Rate)
+    return {"cache_bytes": size, "cache_bandwidth": rate}
 
 
 def _links(place: Located | None) -> dict[str, Link]:

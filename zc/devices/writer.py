@@ -27,6 +27,9 @@ def device_text(device: Device) -> str:
         lines.append(f"interference: {device.interference:.6g}")
     if device.one_lane:
         lines.append("one_lane: true")
+    if device.cache_bytes:
+        size, rate = Bytes(device.cache_bytes), _rate(device.cache_bandwidth)
+        lines.append(f"cache: {{size: {size}, bandwidth: {rate}}}")
     if device.region_seconds:
         lines.append(f"region: {_seconds(device.region_seconds)}")
     if device.product_seconds:
