@@ -17,7 +17,7 @@ FIGURES = {
     **{f"product float32 {n}": 2e-5 + n / 5e10 for n in (10**6, 10**7, 10**8)},
     **{f"product bfloat16 {n}": 1e-5 + n / 2e10 for n in (10**6, 10**7, 10**8)},
     "attention float32 10000000": 10**7 / 2e10,
-    **{f"pointwise {n}": 4e-6 + n / 5e10 for n in (10**5, 10**6)},
+    **{f"pointwise {n}": 4e-6 + n / 5e10 for n in (5 * 10**5, 10**6)},
     **{f"pointwise {n}": 4e-6 + n / 8e9 for n in (10**7, 10**8)},
     "op": 4e-6,
     "region": 1.5e-5,
