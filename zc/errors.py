@@ -29,6 +29,10 @@ class VerifyError(ZcError):
     """A program that breaks a rule of DESIGN section 4."""
 
 
+class CapError(VerifyError):
+    """A program whose predicted peak is above its memory cap."""
+
+
 class MicrobatchError(ZcError):
     """A call of ``zc.microbatches`` that cannot be carried out as asked."""
 

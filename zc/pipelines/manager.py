@@ -4,15 +4,18 @@ run_passes(program, PassPipeline.builtin("zero3"), instruments=[Dump(folder)])
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from zc.cost.advice import Way, advise
 from zc.devices.default import default_device
 from zc.devices.reader import load_device
-from zc.errors import PipelineError, VerifyError
+from zc.errors import CapError, PipelineError, VerifyError
+from zc.pipelines.alternatives import alternatives
 from zc.pipelines.contract import check_order
 from zc.pipelines.instrument import Instrument
 from zc.pipelines.located import nearest
 from zc.pipelines.pipeline import PassPipeline
+from zc.program.copying import copy_program
 from zc.program.pass_base import Pass
 from zc.program.program import Program
 from zc.verify import verify as verify_program
@@ -42,12 +45,14 @@ def run_passes(
 
     Raises:
         PipelineError: when a pass fails (its error is the cause), or on a wrong ``skip``.
-        VerifyError: when the program as captured, or what a pass leaves, breaks a rule.
+        VerifyError: when the program as captured, or what a pass leaves, breaks a rule; a
+            ``CapError`` where it is above the memory cap, with what would bring it under.
     """
     passes = select_passes(pipeline, skip)
     program.device = load_device(pipeline.device) if pipeline.device else default_device(program)
     if pipeline.memory_cap is not None:
         program.cap_bytes = int(pipeline.memory_cap)
+    logical = None if program.cap_bytes is None else copy_program(program)
     for instrument in instruments:
         instrument.before_passes(program, passes)
     if verify:
@@ -58,7 +63,10 @@ def run_passes(
             instrument.after_pass(index, item, program, seconds)
         last = index == len(passes)
         if verify:
-            _verify(program, f"after pass {index}, '{item.name}'", full=last, capped=last)
+            try:
+                _verify(program, f"after pass {index}, '{item.name}'", full=last, capped=last)
+            except CapError as error:
+                raise CapError(f"{error}\n{_advice(logical, program, pipeline)}") from error
     for instrument in instruments:
         instrument.after_passes(program)
 
@@ -103,4 +111,21 @@ def _verify(program: Program, when: str, *, full: bool, capped: bool) -> None:
     try:
         verify_program(program, full=full, capped=capped)
     except VerifyError as error:
-        raise VerifyError(f"{when}: {error}") from error
+        raise type(error)(f"{when}: {error}") from error
+
+
+def _advice(logical: Program | None, program: Program, pipeline: PassPipeline) -> str:
+    """What the peak of ``program`` consists of, and which other passes would lower it."""
+    assert logical is not None
+    assert program.cap_bytes is not None
+    ways = [Way(text, _running(passes)) for text, passes in alternatives(pipeline.passes)]
+    fused = pipeline.executor == "inductor"
+    return advise(logical, program, ways, cap=program.cap_bytes, fused=fused)
+
+
+def _running(passes: Sequence[Pass]) -> Callable[[Program], None]:
+    def run(program: Program) -> None:
+        for index, item in enumerate(passes, start=1):
+            _run_one(item, index, program)
+
+    return run

@@ -11,7 +11,13 @@ from zc.program.stamps import stamp_of
 _CONTEXT = 2
 
 
-def refusal(program: Program, node: fx.Node, what: str, remedy: str) -> VerifyError:
+def refusal(
+    program: Program,
+    node: fx.Node,
+    what: str,
+    remedy: str,
+    kind: type[VerifyError] = VerifyError,
+) -> VerifyError:
     """The error for ``node``: ``what`` broke, where, the lines around it, and the ``remedy``.
 
     An example::
@@ -22,7 +28,7 @@ def refusal(program: Program, node: fx.Node, what: str, remedy: str) -> VerifyEr
             > %w0_full: f32[8, 4] = c10d.wait_tensor(%w0_gather)
           wait for each collective once and let all readers use that value
     """
-    return VerifyError(
+    return kind(
         "\n".join([what, "  " + _place(program, node), *_context(program, node), "  " + remedy])
     )
 

@@ -1,5 +1,6 @@
 """Memory: predicted peak bytes stay within the program's cap."""
 
+from zc.errors import CapError
 from zc.program.liveness import largest_live, memory_timeline
 from zc.program.program import Program
 from zc.verify.diagnostic import refusal
@@ -9,7 +10,7 @@ def check(program: Program) -> None:
     """Refuse a program with a cap whose predicted peak is above it.
 
     Raises:
-        VerifyError: naming the node at the peak and the five largest values live there.
+        CapError: naming the node at the peak and the five largest values live there.
     """
     if program.cap_bytes is None:
         return
@@ -24,4 +25,5 @@ def check(program: Program) -> None:
             f"{peak.live_bytes} bytes are live at %{peak.node.name}, the cap "
             f"is {program.cap_bytes}",
             f"largest values, in bytes: {largest}; recompute or offload them, or raise the cap",
+            CapError,
         )
