@@ -1,8 +1,9 @@
-"""The command ``zc``: shows passes, checks pass pipelines, measures this machine.
+"""The command ``zc``: shows passes, checks pass pipelines, measures this machine, plans runs.
 
 zc passes
 zc check zero3.yaml mine.yaml
 zc calibrate --ranks 2 --out mine.yaml
+zc plan gpt:7.5B --world 64 --device h100
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 from zc.errors import PipelineError, ZcError
 from zc.pipelines.describe import describe_passes
 from zc.pipelines.pipeline import PassPipeline
+from zc.planning.command import add_plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("files", nargs="+", metavar="FILE", help="a YAML file or a built-in name")
     check.set_defaults(run=_check)
     _add_calibrate(commands)
+    add_plan(commands)
     return parser
 
 

@@ -9,6 +9,7 @@ Bytes and seconds are those of one rank. Sources: *ZeRO* is Rajbhandari et al. 2
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sympy
@@ -80,6 +81,7 @@ class Formulas:
         return sympy.Max(self.compute_seconds, self.transfer_seconds)
 
 
+@cache
 def formulas(zero_stage: int) -> Formulas:
     """The formulas of ``zero_stage``, 0 to 3."""
     psi, n, p, g, k = (SYMBOLS[name] for name in ("Psi", "N", "p", "g", "K"))
@@ -158,6 +160,6 @@ def evaluate(expression: Any, **values: float) -> float:
         expression: in ``SYMBOLS``.
         **values: by name; whole numbers and fractions are computed with exactly.
     """
-    exact = {SYMBOLS[name]: sympy.nsimplify(value) for name, value in values.items()}
-    result = sympy.sympify(expression).subs(exact)
+    exact = {SYMBOLS[name]: sympy.Rational(value) for name, value in values.items()}
+    result = sympy.sympify(expression).xreplace(exact)
     return int(result) if result.is_Integer else float(result)
