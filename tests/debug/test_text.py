@@ -1,6 +1,6 @@
 import pytest
 
-from zc.debug.text import show_bytes, show_count, slug_of
+from zc.debug.text import show_bytes, show_count, show_seconds, slug_of
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,20 @@ def test_counts_know_their_plural():
     assert show_count(1, "node") == "1 node"
     assert show_count(12345, "node") == "12,345 nodes"
     assert show_count(2, "pass", "passes") == "2 passes"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 us"),
+        (1.52e-5, "15.2 us"),
+        (0.0078, "7.8 ms"),
+        (1.1412, "1.14 s"),
+        (-0.5, "-500 ms"),
+    ],
+)
+def test_seconds_for_people(seconds: float, text: str):
+    assert show_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(

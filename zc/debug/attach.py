@@ -12,4 +12,5 @@ def dump_instruments(folder: str | None, pipeline: PassPipeline) -> tuple[Instru
     if folder is None:
         return ()
     rank = dist.get_rank() if dist.is_initialized() else 0
-    return (DumpInstrument(folder, pipeline.to_yaml(), rank=rank),)
+    fused = pipeline.executor == "inductor"
+    return (DumpInstrument(folder, pipeline.to_yaml(), rank=rank, fused=fused),)

@@ -11,6 +11,7 @@ DIR/train.py-12-step/             one program; a recompile gets train.py-12-step
 import json
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from zc.debug.dot import draw
@@ -37,22 +38,31 @@ class DumpInstrument(Instrument):
         pipeline: the resolved pass pipeline as YAML text.
         rank: of this process; ranks other than 0 write nothing.
         every_rank: write on all ranks, each program's folder ending in ``-rank3``.
+        fused: whether regions are compiled, which predicted times reckon with.
 
     Raises:
         ZcError: when nothing can be written there.
     """
 
     def __init__(
-        self, directory: str | Path, pipeline: str, *, rank: int = 0, every_rank: bool = False
+        self,
+        directory: str | Path,
+        pipeline: str,
+        *,
+        rank: int = 0,
+        every_rank: bool = False,
+        fused: bool = True,
     ) -> None:
         self.directory = Path(directory)
         self.pipeline = pipeline
+        self.fused = fused
         self.enabled = rank == 0 or every_rank
         self.folder: Path | None = None
         self._suffix = f"-rank{rank}" if every_rank else ""
         self._stages: list[PassReport] = []
         self._changes: dict[int, Change] = {}
         self._last = ("", "")  # file name and text of the program's latest form
+        self._describe = partial(describe, fused=fused)
         if self.enabled:
             check_writable(self.directory)
 
@@ -61,7 +71,7 @@ class DumpInstrument(Instrument):
         if not self.enabled:
             return
         self.folder = program_folder(self.directory, program.name + self._suffix)
-        self._stages = [describe(program, 0, None, changed=True, seconds=0.0)]
+        self._stages = [self._describe(program, 0, None, changed=True, seconds=0.0)]
         self._changes = {}
         self._last = ("00-capture.ir", print_program(program))
         write_text(self.folder / "pipeline.yaml", self.pipeline)
@@ -73,7 +83,8 @@ class DumpInstrument(Instrument):
             return
         text = print_program(program)
         changed = text != self._last[1]
-        self._stages.append(describe(program, index, applied, changed=changed, seconds=seconds))
+        stage = self._describe(program, index, applied, changed=changed, seconds=seconds)
+        self._stages.append(stage)
         if changed:
             self._write_change(self.folder, index, f"{index:02d}-{applied.name}", program, text)
 
@@ -81,7 +92,7 @@ class DumpInstrument(Instrument):
         """Write the report, the page and the index of all programs."""
         if self.folder is None:
             return
-        report = build_report(program, self._stages, self.pipeline)
+        report = build_report(program, self._stages, self.pipeline, fused=self.fused)
         write_text(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
         write_text(self.folder / "report.html", render(report, self._changes, outline(program)))
         write_index(self.directory)

@@ -4,18 +4,19 @@ import json
 import re
 from html import escape
 
+from zc.debug.lane_plot import lane_plot
 from zc.debug.page_script import SCRIPT
 from zc.debug.page_style import STYLE
 from zc.debug.plot import plot
 from zc.debug.schema import ParameterRow, Report
 from zc.debug.steps import Change, pass_steps
 from zc.debug.table import Cell, table
-from zc.debug.text import show_bytes, show_count
+from zc.debug.text import show_bytes, show_count, show_seconds
 from zc.program.stamps import PHASES
 
 __all__ = ["Change", "render"]
 
-_SECTIONS = ("passes", "memory", "communication", "drawing", "parameters", "pipeline")
+_SECTIONS = ("passes", "memory", "time", "communication", "drawing", "parameters", "pipeline")
 
 
 def render(report: Report, changes: dict[int, Change], outline: str) -> str:
@@ -30,6 +31,7 @@ def render(report: Report, changes: dict[int, Change], outline: str) -> str:
     sections = [
         _section("passes", pass_steps(report["passes"], changes)),
         _section("memory", _memory(report)),
+        _section("time", _time(report)),
         _section("communication", _communication(report)),
         _section("drawing", _drawing(changes, outline)),
         _section("parameters", _parameters(report)),
@@ -100,6 +102,24 @@ def _memory(report: Report) -> str:
     head = ["value", "made by", "type", "bytes", "phase", "module", "source"]
     title = f"<h3>Largest values live at the peak, %{escape(peak['node'])}</h3>\n"
     return chart + title + table("live", head, rows)
+
+
+def _time(report: Report) -> str:
+    """The step as simulated: when each lane is busy, by phase."""
+    timeline, timing = report["timeline"], report["passes"][-1]["timing"]
+    if timeline is None or timing is None:
+        return lane_plot(timeline)
+    used = {span["phase"] for span in timeline["spans"]}
+    legend = "".join(f'<span><i class="{p}"></i>{p}</span>' for p in PHASES if p in used)
+    phases = ", ".join(f"{p} {show_seconds(s)}" for p, s in timing["phases"].items() if s)
+    text = (
+        f"predicted for device {timeline['device']}: {show_seconds(timing['seconds'])} a step, of "
+        f"which {show_seconds(timing['exposed'])} is exposed communication; {phases}"
+    )
+    return (
+        f'<p>{escape(text)}</p>\n<div class="card"><div class="legend">{legend}</div>'
+        f"{lane_plot(timeline)}</div>\n"
+    )
 
 
 def _communication(report: Report) -> str:

@@ -103,6 +103,12 @@ input[type=search] {
 #curve .note, #curve .peak-text { fill: var(--ink); }
 #curve .peak-text { font-weight: 600; }
 #curve .cursor { stroke: var(--ink); stroke-opacity: .5; }
+#lanes { width: 100%; height: auto; display: block; }
+#lanes text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+#lanes .grid { stroke: var(--line); }
+#lanes .forward { fill: var(--forward); }
+#lanes .backward { fill: var(--backward); }
+#lanes .update { fill: var(--update); }
 #tip {
   position: absolute; display: none; pointer-events: none; background: var(--card); z-index: 2;
   border: 1px solid var(--line); border-radius: 8px; padding: 6px 10px; font-size: 12.5px;

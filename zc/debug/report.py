@@ -26,6 +26,7 @@ from zc.debug.schema import (
     Totals,
     Traffic,
 )
+from zc.debug.timeline import lane_timeline, timing
 from zc.program.collectives import Collective, collectives_of
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.pass_base import Pass
@@ -38,9 +39,18 @@ _OPS = {"placeholder": "input", "get_attr": "constant", "output": "return"}
 
 
 def describe(
-    program: Program, index: int, applied: Pass | None, *, changed: bool, seconds: float
+    program: Program,
+    index: int,
+    applied: Pass | None,
+    *,
+    changed: bool,
+    seconds: float,
+    fused: bool = True,
 ) -> PassReport:
-    """The figures of ``program`` after pass number ``index``; no pass stands for capture."""
+    """The figures of ``program`` after pass number ``index``; no pass stands for capture.
+
+    ``seconds`` is what the pass took, ``fused`` says whether regions will be compiled.
+    """
     nodes = Counter(op_name(node) for node in program.nodes())
     return {
         "index": index,
@@ -53,10 +63,13 @@ def describe(
         "nodes": dict(sorted(nodes.items())),
         "collectives": collective_rows(program),
         "peak_bytes": peaks_by_phase(program),
+        "timing": timing(program, fused),
     }
 
 
-def build_report(program: Program, passes: list[PassReport], pipeline: str) -> Report:
+def build_report(
+    program: Program, passes: list[PassReport], pipeline: str, *, fused: bool = True
+) -> Report:
     """The report on the finished ``program``, which ``passes`` led to."""
     return {
         "version": VERSION,
@@ -69,6 +82,7 @@ def build_report(program: Program, passes: list[PassReport], pipeline: str) -> R
         "passes": passes,
         "totals": totals(program),
         "memory": memory(program),
+        "timeline": lane_timeline(program, fused),
         "parameters": [parameter_row(param) for param in program.params.values()],
     }
 

@@ -6,7 +6,7 @@ Everything but ``milliseconds`` is the same in every run.
 
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
-VERSION = 1
+VERSION = 2
 
 
 class CollectiveRow(TypedDict):
@@ -26,12 +26,29 @@ class CollectiveRow(TypedDict):
     wire_bytes: int
 
 
+class Timing(TypedDict):
+    """A step as simulated on the program's device (``zc.cost.simulate``), in seconds.
+
+    ``seconds`` is the whole step, ``compute`` what the compute lane works undisturbed, ``exposed``
+    what it stands still for collectives or is slowed by them. ``phases`` maps each phase to its
+    time on the compute lane, ``lanes`` each lane to the time it is busy. A program whose
+    collectives are still to be inserted has compute alone.
+    """
+
+    seconds: float
+    compute: float
+    exposed: float
+    phases: dict[str, float]
+    lanes: dict[str, float]
+
+
 class PassReport(TypedDict):
     """The program after one pass; number 0 is the program as captured.
 
     ``peak_bytes`` maps each phase to its largest live bytes as predicted from types (0: no nodes).
     ``nodes`` counts the nodes of each op. ``options`` are the fields of the pass, as text.
-    ``changed`` says whether the printed program is another one than before.
+    ``changed`` says whether the printed program is another one than before. ``timing`` is null for
+    a program without a device.
     """
 
     index: int
@@ -44,6 +61,7 @@ class PassReport(TypedDict):
     nodes: dict[str, int]
     collectives: list[CollectiveRow]
     peak_bytes: dict[str, int]
+    timing: Timing | None
 
 
 class ParameterRow(TypedDict):
@@ -138,6 +156,28 @@ class Memory(TypedDict):
     peak: Peak | None
 
 
+class LaneSpan(TypedDict):
+    """A lane at work from ``start`` to ``end``, in seconds; what comes without a gap is one span.
+
+    ``node`` is the first node of ``count`` that the span is made of.
+    """
+
+    lane: str
+    start: float
+    end: float
+    phase: str
+    node: str
+    count: int
+
+
+class LaneTimeline(TypedDict):
+    """The simulated step of the finished program on ``device``, by lane, in order of start."""
+
+    device: str
+    seconds: float
+    spans: list[LaneSpan]
+
+
 class MeshAxis(TypedDict):
     """One axis of the mesh."""
 
@@ -158,6 +198,7 @@ class Report(TypedDict):
     passes: list[PassReport]
     totals: Totals
     memory: Memory
+    timeline: LaneTimeline | None
     parameters: list[ParameterRow]
 
 

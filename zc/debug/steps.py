@@ -1,13 +1,16 @@
 """The passes of a report page: one card for each, with figures and a coloured diff."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
-from zc.debug.schema import PassReport
-from zc.debug.text import show_bytes
+from zc.debug.schema import PassReport, Timing
+from zc.debug.text import show_bytes, show_seconds
 
 DIFF_LINES = 1500  # lines of one diff in the page; the file has all
 OPS_SHOWN = 12
+Show = Callable[[float], str]
+Figure = tuple[str, float, float | None, Show]
 _CLASSES = {"+": "add", "-": "del", "@": "hunk"}
 
 
@@ -47,24 +50,40 @@ def _card(step: PassReport, before: PassReport | None, change: Change | None) ->
 
 
 def _figures(step: PassReport, before: PassReport | None) -> str:
-    counted = [
-        ("nodes", step["node_count"], before and before["node_count"], False),
-        ("collectives", _count(step), before and _count(before), False),
-        ("payload", _payload(step), before and _payload(before), True),
+    counted: list[Figure] = [
+        ("nodes", step["node_count"], before and before["node_count"], _number),
+        ("collectives", _count(step), before and _count(before), _number),
+        ("payload", _payload(step), before and _payload(before), show_bytes),
     ]
     for phase, peak in step["peak_bytes"].items():
         if peak:
-            counted.append((f"peak in {phase}", peak, before and before["peak_bytes"][phase], True))
+            counted.append(
+                (f"peak in {phase}", peak, before and before["peak_bytes"][phase], show_bytes)
+            )
+    counted += _times(step["timing"], before and before["timing"])
     return f'<div class="figures">{"".join(_figure(*figure) for figure in counted)}</div>\n'
 
 
-def _figure(label: str, value: int, before: int | None, is_bytes: bool) -> str:
-    show = show_bytes if is_bytes else "{:,}".format
+def _times(now: Timing | None, before: Timing | None) -> list[Figure]:
+    """The predicted step, and how much of it is exposed communication."""
+    if now is None:
+        return []
+    return [
+        ("predicted step", now["seconds"], before and before["seconds"], show_seconds),
+        ("exposed", now["exposed"], before and before["exposed"], show_seconds),
+    ]
+
+
+def _figure(label: str, value: float, before: float | None, show: Show) -> str:
     delta = ""
     if before is not None and value != before:
         sign = "+" if value > before else "\u2212"
         delta = f"<em>{sign}{show(abs(value - before))}</em>"
     return f"<div><span>{escape(label)}</span>{show(value)}{delta}</div>"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}"
 
 
 def _count(step: PassReport) -> int:

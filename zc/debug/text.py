@@ -16,6 +16,14 @@ def show_bytes(count: float) -> str:
     return f"{sign}{value:.{digits}f} {_UNITS[unit]}"
 
 
+def show_seconds(seconds: float) -> str:
+    """``seconds`` for people, to three digits: ``15.2 us``, ``7.8 ms``, ``1.14 s``."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
 def show_count(count: int, one: str, many: str = "") -> str:
     """``1 node``, ``12,345 nodes``; ``many`` is ``one`` with an s unless given."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from zc.cost.symbolic import MEANINGS, ZERO_STAGES, formulas
-from zc.debug.text import show_bytes
+from zc.debug.text import show_bytes, show_seconds
 from zc.planning.rows import Row, ranked
 
 _HEAD = ("ranks", "pipeline", "fits", "peak", "step", "at best", "exposed", "sent")
@@ -80,11 +80,12 @@ def _cells(row: Row, cap: int) -> tuple[str, ...]:
     if row.refused:
         return (*start, *["-"] * (len(_HEAD) - len(start)))
     times = (row.step_seconds, row.best_seconds, row.exposed_seconds)
-    return (*start, show_bytes(row.peak_bytes), *map(_seconds, times), show_bytes(row.sent_bytes))
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1000:.3g} ms"
+    return (
+        *start,
+        show_bytes(row.peak_bytes),
+        *map(show_seconds, times),
+        show_bytes(row.sent_bytes),
+    )
 
 
 def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
