@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from zc import torch_private, torch_private_frames
+from zc import torch_private
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,8 @@ def compiled(function: Callable[..., Any], call: Callable[..., Any] | None) -> A
 
     @torch.compiler.assume_constant_result
     def arrange() -> None:
-        found.append(torch_private_frames.compiled_for())
-        torch_private_frames.replace_frame(call)
+        found.append(torch_private.compiled_for())
+        torch_private.replace_frame(call)
 
     result = torch.compile(function(arrange), backend="eager")
     return result, found
@@ -103,13 +103,13 @@ def test_other_frames_are_left_alone():
 
 def test_compiled_for():
     """Tried on 2.13: while Dynamo traces, and in code that it leaves alone."""
-    assert torch_private_frames.compiled_for() == ("", {})
+    assert torch_private.compiled_for() == ("", {})
     add, found = compiled(adding, None)
     add(torch.ones(1))
     found_at_run: list[Any] = []
 
     def look() -> None:
-        found_at_run.append(torch_private_frames.compiled_for())
+        found_at_run.append(torch_private.compiled_for())
 
     torch_private.never_compile_alone(look)
 

@@ -22,7 +22,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from zc import torch_private, torch_private_frames
+from zc import torch_private
 from zc.lowered_step import LoweredStep
 from zc.options import Settings, read_options
 from zc.state.optimizers import check_optimizer
@@ -113,15 +113,15 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 @torch.compiler.assume_constant_result
 def _take_over(optimizer: Optimizer) -> None:
     """Replace the frame that Dynamo is tracing, where it is the step or torch's code around it."""
-    backend, options = torch_private_frames.compiled_for()
+    backend, options = torch_private.compiled_for()
     if backend != "zero":
         return
     own: Any = type(optimizer).step
     code = torch_private.code_being_compiled()
     if code is own.__code__:
-        torch_private_frames.replace_frame(_hooked_step(read_options(options)))
+        torch_private.replace_frame(_hooked_step(read_options(options)))
     elif code.co_filename.startswith(_TORCH):  # a scheduler's wrapper: the step has its own frame
-        torch_private_frames.replace_frame(None)
+        torch_private.replace_frame(None)
 
 
 def _hooked_step(settings: Settings) -> Callable[..., Any]:
@@ -144,7 +144,7 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling() or vars(optimizer).pop(_TAKEN, False):
         return
     kind = type(optimizer)
-    if kind in _warned or torch_private_frames.compiled_for()[0] != "zero":
+    if kind in _warned or torch_private.compiled_for()[0] != "zero":
         return
     _warned.add(kind)
     warnings.warn(

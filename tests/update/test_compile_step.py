@@ -13,7 +13,7 @@ from update.optimizers import ELEMENTWISE, WHOLE, Make, of
 
 import zc
 import zc.optimizer_step
-from zc import torch_private_frames
+from zc import torch_private
 from zc.errors import CaptureError, ShardError
 from zc.lowered_step import LoweredStep
 from zc.run.variants import Variants
@@ -55,7 +55,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     note(LoweredStep, "__call__", "step")
     note(Variants, "trace", "trace")
-    note(torch_private_frames, "replace_frame", "frame")
+    note(torch_private, "replace_frame", "frame")
     return found
 
 
@@ -292,8 +292,8 @@ def test_other_backends_compile_as_before(calls: list[str]):
 
 def test_a_step_that_dynamo_has_given_up_on_says_so_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(zc.optimizer_step, "_warned", set())
-    replace = torch_private_frames.replace_frame
-    monkeypatch.setattr(torch_private_frames, "replace_frame", lambda call: replace(None))
+    replace = torch_private.replace_frame
+    monkeypatch.setattr(torch_private, "replace_frame", lambda call: replace(None))
     pair = Pair(torch.optim.SGD)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -27,7 +27,7 @@ from zc.planning.rows import Row
 from zc.program.collectives import collectives_of
 from zc.program.copying import copy_program
 from zc.program.program import Program
-from zc.torch_private_worlds import fake_world, without_memory
+from zc.torch_private import fake_world, without_memory
 
 RATE = 1e-4  # of the optimizer; of no matter to costs
 

@@ -1,7 +1,4 @@
-"""Private torch API, continued from ``zc.torch_private``: the frame that Dynamo is compiling.
-
-Each function has a test in ``tests/test_torch_private_frames.py``.
-"""
+"""The frame that Dynamo is compiling: what it is compiled for, and another in its place."""
 
 import inspect
 from collections.abc import Callable

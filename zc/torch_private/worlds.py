@@ -1,19 +1,18 @@
-"""Private torch API, continued from ``zc.torch_private``: ranks and memory that are not there.
-
-Each function has a test in ``tests/test_torch_private_worlds.py``.
-"""
+"""Process groups: their store, ranks that are not there, tensors without memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 
 @contextmanager
 def fake_world(world: int) -> Iterator[None]:
     """A process group of ``world`` ranks in which nothing moves, for building programs."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
         yield
@@ -24,3 +23,10 @@ def fake_world(world: int) -> Iterator[None]:
 def without_memory() -> FakeTensorMode:
     """A mode in which tensors have a type and a device, and nothing behind them."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def default_store() -> Any:
+    """The key-value store of the default process group."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()

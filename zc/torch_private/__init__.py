@@ -1,0 +1,80 @@
+"""Every use of private torch API, behind names of our own.
+
+Nothing else in zc imports ``torch._dynamo``, ``torch._inductor``, ``torch._functorch``,
+``torch._subclasses`` or ``torch.distributed._*``. Each function has a test in
+``tests/test_torch_private*.py`` that names the torch versions it was tried on.
+"""
+
+from zc.torch_private.autograd import (
+    backward_number,
+    boxed,
+    compile_for_autograd,
+    dynamo_input_index,
+    in_backward,
+    is_backward,
+    is_tangent,
+    must_recompute,
+    split_joint,
+    tag_phase,
+)
+from zc.torch_private.dynamo import (
+    backward_outside,
+    backward_under_default_device,
+    code_being_compiled,
+    configure_dynamo,
+    is_compiled_wrapper,
+    never_compile_alone,
+    outside_tracing,
+    source_expression,
+    trace_again_if_needed,
+    trace_backward,
+)
+from zc.torch_private.fakes import fake_mode_of, is_composite, is_fake, without_fake_tensor_logs
+from zc.torch_private.frames import compiled_for, replace_frame
+from zc.torch_private.inductor import (
+    compile_region,
+    cpp_compiler,
+    has_cpp_compiler,
+    inductor_counts,
+)
+from zc.torch_private.versions import SUPPORTED, check_version, torch_version
+from zc.torch_private.worlds import default_store, fake_world, without_memory
+
+__all__ = [
+    "SUPPORTED",
+    "backward_number",
+    "backward_outside",
+    "backward_under_default_device",
+    "boxed",
+    "check_version",
+    "code_being_compiled",
+    "compile_for_autograd",
+    "compile_region",
+    "compiled_for",
+    "configure_dynamo",
+    "cpp_compiler",
+    "default_store",
+    "dynamo_input_index",
+    "fake_mode_of",
+    "fake_world",
+    "has_cpp_compiler",
+    "in_backward",
+    "inductor_counts",
+    "is_backward",
+    "is_compiled_wrapper",
+    "is_composite",
+    "is_fake",
+    "is_tangent",
+    "must_recompute",
+    "never_compile_alone",
+    "outside_tracing",
+    "replace_frame",
+    "source_expression",
+    "split_joint",
+    "tag_phase",
+    "torch_version",
+    "trace_again_if_needed",
+    "trace_backward",
+    "without_fake_tensor_logs",
+    "without_memory",
+]
