@@ -16,7 +16,10 @@ from zc.program.pass_base import Pass
 from zc.program.units import Bytes
 
 Passes = tuple[Pass, ...]
-ADDABLE = ("fuse_update", "recompute_activations", "offload_optimizer", "offload_activations")
+ADDABLE = (
+    "fuse_update", "recompute_pointwise", "recompute_activations", "offload_optimizer",
+    "offload_activations",
+)  # fmt: skip
 _SHARED_BETWEEN_RANKS = (2, 3)
 
 
