@@ -59,6 +59,9 @@ def test_files_of_one_program(tmp_path: Path):
         ("capture", True), ("gather_all", True), ("look_around", False),
     ]  # fmt: skip
     assert [p["milliseconds"] for p in report["passes"]] == [0.0, 1.0, 2.0]
+    notes = [[], [], ["look_around: left alone: a < b"]]
+    assert [p["notes"] for p in report["passes"]] == notes
+    assert "look_around: left alone: a &lt; b" in (folder / "report.html").read_text()
 
 
 def test_programs_share_a_folder_and_an_index(tmp_path: Path):

@@ -61,6 +61,7 @@ class DumpInstrument(Instrument):
         self._suffix = f"-rank{rank}" if every_rank else ""
         self._stages: list[PassReport] = []
         self._changes: dict[int, Change] = {}
+        self._noted = 0  # notes of the program that stand in the report already
         self._last = ("", "")  # file name and text of the program's latest form
         self._describe = partial(describe, fused=fused)
         if self.enabled:
@@ -72,7 +73,7 @@ class DumpInstrument(Instrument):
             return
         self.folder = program_folder(self.directory, program.name + self._suffix)
         self._stages = [self._describe(program, 0, None, changed=True, seconds=0.0)]
-        self._changes = {}
+        self._changes, self._noted = {}, len(program.notes)
         self._last = ("00-capture.ir", print_program(program))
         write_text(self.folder / "pipeline.yaml", self.pipeline)
         write_text(self.folder / self._last[0], self._last[1])
@@ -83,7 +84,10 @@ class DumpInstrument(Instrument):
             return
         text = print_program(program)
         changed = text != self._last[1]
-        stage = self._describe(program, index, applied, changed=changed, seconds=seconds)
+        notes, self._noted = program.notes[self._noted :], len(program.notes)
+        stage = self._describe(
+            program, index, applied, changed=changed, seconds=seconds, notes=notes
+        )
         self._stages.append(stage)
         if changed:
             self._write_change(self.folder, index, f"{index:02d}-{applied.name}", program, text)

@@ -7,6 +7,7 @@ report = build_report(program, stages, pipeline_text)
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -46,6 +47,7 @@ def describe(
     changed: bool,
     seconds: float,
     fused: bool = True,
+    notes: Sequence[str] = (),
 ) -> PassReport:
     """The figures of ``program`` after pass number ``index``; no pass stands for capture.
 
@@ -58,6 +60,7 @@ def describe(
         "kind": applied.kind if applied else "capture",
         "options": _options(applied),
         "changed": changed,
+        "notes": list(notes),
         "milliseconds": round(seconds * 1000, 3),
         "node_count": nodes.total(),
         "nodes": dict(sorted(nodes.items())),

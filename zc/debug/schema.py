@@ -47,8 +47,8 @@ class PassReport(TypedDict):
 
     ``peak_bytes`` maps each phase to its largest live bytes as predicted from types (0: no nodes).
     ``nodes`` counts the nodes of each op. ``options`` are the fields of the pass, as text.
-    ``changed`` says whether the printed program is another one than before. ``timing`` is null for
-    a program without a device.
+    ``changed`` says whether the printed program is another one than before, ``notes`` what the pass
+    has to say about it. ``timing`` is null for a program without a device.
     """
 
     index: int
@@ -56,6 +56,7 @@ class PassReport(TypedDict):
     kind: str
     options: dict[str, str]
     changed: bool
+    notes: list[str]
     milliseconds: float
     node_count: int
     nodes: dict[str, int]

@@ -37,7 +37,8 @@ def _card(step: PassReport, before: PassReport | None, change: Change | None) ->
     options = ", ".join(f"{name}: {value}" for name, value in step["options"].items())
     state = "" if step["changed"] else '<span class="soft">changed nothing</span>'
     took = "" if before is None else f'<span class="soft">{step["milliseconds"]:.1f} ms</span>'
-    body = _figures(step, before) if step["changed"] else ""
+    body = "".join(f'<p class="soft">{escape(note)}</p>\n' for note in step["notes"])
+    body += _figures(step, before) if step["changed"] else ""
     if change is not None:
         body += _op_changes(step, before) + diff_details(change)
     return (

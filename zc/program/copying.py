@@ -18,6 +18,7 @@ def copy_program(program: Program) -> Program:
         constants=dict(program.constants),
         rules=dict(program.rules),
         updates=list(program.updates),
+        notes=list(program.notes),
     )
 
 

@@ -41,6 +41,8 @@ class Program:
             ``None`` until a pass pipeline has set it.
         rules: facts that passes promise and the verifier holds them to (``"zero_stage": 3``,
             ``"kept_gathered": ("ln.weight",)``).
+        notes: what passes say of their work for dumps, one line each, beginning with the pass's
+            name.
         updates: traced optimizer steps; the last argument of ``zc.update`` is an index into them.
     """
 
@@ -59,6 +61,7 @@ class Program:
     device: Device | None = None
     rules: dict[str, Any] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def graph(self) -> fx.Graph:
