@@ -1,0 +1,102 @@
+"""Trying a rewrite on paper: what the step costs with it, and the way back.
+
+trial = Trial(program, device)
+...                                      # move nodes of program.graph
+if not trial.shorter(trial.timeline()):
+    trial.undo()
+"""
+
+from zc.cost.device import Device
+from zc.cost.simulate import Timeline, simulate
+from zc.cost.times import node_seconds
+from zc.errors import PipelineError
+from zc.program.places import put_back
+from zc.program.program import Program
+from zc.program.units import Bytes
+
+_NOISE = 1e-9  # relative; sums of the same seconds in another order differ by less
+
+
+class Trial:
+    """One program before and after its nodes were moved.
+
+    Attributes:
+        before: the step as it was.
+    """
+
+    def __init__(self, program: Program, device: Device) -> None:
+        self._program, self._device = program, device
+        self._order = list(program.graph.nodes)
+        self._costs = node_seconds(program.graph, program.mesh, device, fused=True)
+        self.before = self.timeline()
+
+    def timeline(self) -> Timeline:
+        """The step as its nodes stand, each of which takes what it took before the rewrite."""
+        return simulate(self._program, self._device, seconds=self._costs)
+
+    def shorter(self, found: Timeline, than: Timeline | None = None) -> bool:
+        """Whether ``found`` takes less time than the step took before, or than another one."""
+        return shorter(found, than or self.before)
+
+    def settle(self, name: str, done: str, doing: str, limit: int) -> None:
+        """Keep the rewrite of pass ``name`` if the step is shorter, undo it if not; note which.
+
+        ``done`` and ``doing`` say what it did and would have done, ``limit`` is in bytes.
+        """
+        after = simulate(self._program, self._device)  # what is compiled together is new
+        if self.shorter(after):
+            said = done_note(done, limit, self.before, after)
+        else:
+            self.undo()
+            said = idle_note(doing, limit)
+        self._program.notes.append(f"{name}: {said}")
+
+    def undo(self) -> None:
+        """Give the nodes the order that they had."""
+        put_back(self._order)
+
+
+def shorter(found: Timeline, than: Timeline) -> bool:
+    """Whether one step takes less time than another."""
+    return found.seconds < than.seconds * (1 - _NOISE)
+
+
+def device_of(program: Program, name: str) -> Device:
+    """The device that pass ``name`` reckons with.
+
+    Raises:
+        PipelineError: when nobody has said what the program is meant to run on.
+    """
+    if program.device is None:
+        raise PipelineError(
+            f"'{name}' weighs costs, and the program has no device; run it in a pass pipeline, "
+            f"or set program.device to one of zc.devices.reader.load_device"
+        )
+    return program.device
+
+
+def memory_limit(program: Program, peak: int, memory: Bytes | None, default: int) -> int:
+    """Live bytes that a pass must not exceed: the cap, ``memory`` above ``peak``, or the smaller.
+
+    Without a cap and without ``memory``, ``default`` bytes above ``peak``.
+    """
+    cap = program.cap_bytes
+    if cap is None:
+        return peak + (default if memory is None else int(memory))
+    return cap if memory is None else min(cap, peak + int(memory))
+
+
+def done_note(done: str, limit: int, before: Timeline, after: Timeline) -> str:
+    """What a pass that did ``done`` within ``limit`` bytes says of the step."""
+    times = f"{_milliseconds(after)} in place of {_milliseconds(before)}"
+    return f"{done} within {Bytes(limit)} of live bytes; the step takes {times}"
+
+
+def idle_note(doing: str, limit: int) -> str:
+    """What a pass says that left a program alone, since ``doing`` something does not help."""
+    within = f"within {Bytes(limit)} of live bytes"
+    return f"left alone: {doing} {within} does not shorten the step"
+
+
+def _milliseconds(timeline: Timeline) -> str:
+    return f"{timeline.seconds * 1000:.3f}ms"
