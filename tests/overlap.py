@@ -1,0 +1,124 @@
+"""Programs and devices for the passes that overlap communication with compute."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from operator import getitem
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from tracing import Shapes, physical, program_of
+from update.optimizers import of
+from update.step_programs import step_program
+from zc.passes.fuse_update import FuseUpdate
+from zc.passes.shard_params import ShardParams
+from zc.passes.shard_update import ShardUpdate
+
+from zc.cost.device import Device, Link
+from zc.cost.simulate import simulate
+from zc.cost.trial import Trial
+from zc.program.collectives import WAIT
+from zc.program.edit import Editor, erase_dead
+from zc.program.liveness import peak_bytes
+from zc.program.places import Group, Places, move
+from zc.program.program import Program
+from zc.program.stamps import stamp_of
+from zc.program.types import retype
+
+FAR = Link(1.0, 1e30)
+DEVICE = Device(
+    name="toy", memory_bytes=1 << 30, memory_bandwidth=1e30, flops={"float32": 1e30},
+    op_seconds=1.0, issue_seconds=0.0, ranks_per_node=8, node=Link(1.0, 1e30), network=FAR,
+    host=FAR, file=FAR,
+)  # fmt: skip
+INPUTS: Shapes = {"x": (4, 8)}
+
+seconds = st.sampled_from([0.0, 0.25, 1.0, 3.0, 10.0])
+devices = st.builds(
+    lambda op, latency, bandwidth, issue, interference, one_lane: replace(
+        DEVICE, op_seconds=op, node=Link(latency, bandwidth), issue_seconds=issue,
+        interference=interference, one_lane=one_lane,
+    ),
+    seconds, seconds, st.sampled_from([1e2, 1e3, 1e30]), st.sampled_from([0.0, 0.1]),
+    st.sampled_from([0.0, 0.5]), st.booleans(),
+)  # fmt: skip
+widths = st.lists(st.sampled_from([8, 16, 32]), min_size=3, max_size=4)
+
+
+def chain(p: dict[str, torch.Tensor], x: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Layers one behind the other."""
+    value = x["x"].to(next(iter(p.values())).dtype)
+    for weight in p.values():
+        value = torch.tanh(value @ weight)
+    return value.sum()
+
+
+def tied(p: dict[str, torch.Tensor], x: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The first weight is read by the first layer and by the last."""
+    first = next(iter(p.values()))
+    return chain(p, x) + torch.tanh(x["x"] @ first).square().sum()
+
+
+def shapes_of(sizes: Sequence[int]) -> Shapes:
+    """Weights that take 8 features through layers of ``sizes``."""
+    return {f"w{i}": pair for i, pair in enumerate(zip([8, *sizes], sizes, strict=False))}
+
+
+def program_on(
+    device: Device, sizes: Sequence[int], zero_stage: int, fn: Any = chain, **options: Any
+) -> Program:
+    """Layers of ``sizes`` after ``shard_params``, to run on ``device``."""
+    program = program_of(fn, shapes_of(sizes), INPUTS, **{"world": 2} | options)
+    program.device = device
+    return physical(program, zero_stage)
+
+
+def step_on(
+    device: Device, sizes: Sequence[int], zero_stage: int, *, fused: bool, fn: Any = chain
+) -> Program:
+    """The same with a step of AdamW, ``fused`` into backward or behind it."""
+    program = step_program(fn, shapes_of(sizes), INPUTS, of("AdamW"), world=2)
+    program.device = device
+    ShardParams(zero_stage=zero_stage).run(program)
+    ShardUpdate().run(program)
+    if fused:
+        FuseUpdate().run(program)
+    return program
+
+
+def coalesce(program: Program, names: Sequence[str], target: Any) -> None:
+    """One collective ``target`` in the place of those called ``names``, where the first stands."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    starts = [nodes[name] for name in names]
+    edit = Editor(program, program.graph, "test")
+    with edit.before(starts[0]):
+        operands = [start.args[0] for start in starts]
+        many = edit.call(target, operands, *starts[0].args[1:], name="many")
+        items = [edit.call(getitem, many, i) for i in range(len(starts))]
+    for start, item in zip(starts, items, strict=True):
+        (wait,) = start.users
+        with edit.before(wait, param=stamp_of(wait).param):
+            wait.replace_all_uses_with(edit.call(WAIT, item, name=f"{wait.name}_item"))
+        erase_dead(program.graph, [wait])
+    retype(program, program.graph)
+
+
+def best_by_force(
+    program: Program, places: Places, windows: Sequence[range], nodes: Sequence[Any], limit: int
+) -> float:
+    """The least seconds over all places in ``windows`` that never fall and stay within ``limit``.
+
+    ``nodes`` move to the place; at the first place that a window of waits has they stay.
+    """
+    assert program.device is not None
+    trial, found = Trial(program, program.device), []
+    for chosen in product(*windows):
+        if list(chosen) != sorted(chosen):
+            continue
+        groups: list[Group] = list(zip(chosen, nodes, strict=True))
+        move(places, groups)
+        if peak_bytes(program.graph) <= limit:
+            found.append(simulate(program, program.device, fused=False).seconds)
+        trial.undo()
+    return min(found)
