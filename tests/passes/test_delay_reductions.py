@@ -1,0 +1,228 @@
+"""``delay_reductions``: what moves and how far, the same results, and no better plan."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from overlap import (
+    DEVICE,
+    INPUTS,
+    best_by_force,
+    chain,
+    coalesce,
+    devices,
+    program_on,
+    step_on,
+    tied,
+    widths,
+)
+from tracing import random_inputs
+from update.step_programs import outcome
+from zc.passes.delay_reductions import DelayReductions, groups, tails_of
+from zc.passes.prefetch_gathers import PrefetchGathers
+
+from zc.cost.device import Device, Link
+from zc.cost.simulate import simulate
+from zc.cost.windows import latest
+from zc.errors import PipelineError
+from zc.program.collectives import C10D
+from zc.program.liveness import memory_timeline, peak_bytes
+from zc.program.places import move, places_of
+from zc.program.program import Program
+from zc.program.units import Bytes
+from zc.run.lockstep import lockstep
+from zc.verify import verify
+
+PHASES = (Phase.explicit, Phase.generate)
+memories = st.sampled_from([None, Bytes(0), Bytes(300), Bytes(10**6)])
+
+
+def order(program: Program) -> list[str]:
+    return [node.name for node in program.graph.nodes]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_program(zero_stage: int, golden: Callable[..., None]):
+    program = program_on(DEVICE, [8, 8, 8], zero_stage, sharded=zero_stage > 0)
+    DelayReductions().run(program)
+    verify(program)
+    golden(str(program) + "\n".join(program.notes) + "\n")
+
+
+def test_an_update_moves_with_its_wait(golden: Callable[..., None]):
+    program = step_on(replace(DEVICE, op_seconds=0.25), [8, 8, 8], 3, fused=True)
+    DelayReductions(memory=Bytes(10**6)).run(program)
+    verify(program)
+    golden(str(program))
+
+
+@settings(max_examples=15, deadline=None, phases=PHASES)
+@given(devices, widths, st.sampled_from([0, 1, 2, 3]), memories, st.sampled_from([chain, tied]))
+def test_results_and_limit(
+    device: Device, sizes: list[int], zero_stage: int, memory: Bytes | None, fn: Any
+):
+    program = program_on(device, sizes, zero_stage, fn, sharded=zero_stage > 0)
+    given_inputs = random_inputs(program, INPUTS)
+    before, seconds = lockstep(program, given_inputs), simulate(program, device).seconds
+    peak = peak_bytes(program.graph)
+    DelayReductions(memory=memory).run(program)
+    verify(program, full=True)
+    after = lockstep(program, given_inputs)
+    pairs = [p for rows in zip(before, after, strict=True) for p in zip(*rows, strict=True)]
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert simulate(program, device).seconds <= seconds
+    if memory is not None:
+        assert peak_bytes(program.graph) <= peak + memory
+
+
+@settings(max_examples=6, deadline=None, phases=PHASES)
+@given(devices, widths, st.booleans(), st.integers(-500, 3000), st.booleans())
+def test_a_whole_step_keeps_its_results_and_its_cap(
+    device: Device, sizes: list[int], fused: bool, room: int, first: bool
+):
+    before = step_on(device, sizes, 3, fused=fused)
+    after = step_on(device, sizes, 3, fused=fused)
+    peak = peak_bytes(after.graph)
+    after.cap_bytes = peak + room
+    passes = [DelayReductions(), PrefetchGathers()]
+    for item in passes if first else reversed(passes):
+        item.run(after)
+        verify(after, full=True, capped=room >= 0)
+    assert peak_bytes(after.graph) <= max(peak, peak + room)
+    ours, theirs = outcome(after, INPUTS), outcome(before, INPUTS)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=6, deadline=None, phases=PHASES)
+@given(devices, st.sampled_from([2, 3]), memories)
+def test_in_a_loop_over_micro_batches(device: Device, zero_stage: int, memory: Bytes | None):
+    program = program_on(device, [8, 16], zero_stage, count=2)
+    given_inputs = random_inputs(program, INPUTS)
+    before = lockstep(program, given_inputs)
+    DelayReductions(memory=memory).run(program)
+    verify(program, full=True)
+    after = lockstep(program, given_inputs)
+    pairs = [p for rows in zip(before, after, strict=True) for p in zip(*rows, strict=True)]
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@settings(max_examples=8, deadline=None, phases=PHASES)
+@given(
+    st.lists(st.sampled_from([8, 16, 32]), min_size=3, max_size=3),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from([0.0, 1.0, 4.0]),
+    st.sampled_from([1e3, 2e2, 1e30]),
+    st.integers(0, 4096),
+)
+def test_no_plan_in_the_same_order_is_faster(
+    sizes: list[int], op: float, latency: float, bandwidth: float, room: int
+):
+    device = replace(DEVICE, op_seconds=op, node=Link(latency, bandwidth))
+    program = program_on(device, sizes, 2)
+    places = places_of(program.graph)
+    places = replace(places, gaps=list(range(len(places.nodes) + 1)))
+    tails = list(tails_of(places))
+    live = [point.live_bytes for point in memory_timeline(program.graph)]
+    limit = max(live) + room
+    windows = [range(t.window.first, t.window.last + 1) for t in tails]
+    best = best_by_force(program, places, windows, [t.nodes for t in tails], limit)
+    found = latest([t.window for t in tails], live, limit, places)
+    move(places, groups(tails, found))
+    assert peak_bytes(program.graph) <= limit
+    assert simulate(program, device, fused=False).seconds == pytest.approx(best)
+
+
+def most_under_way(memory: int) -> int:
+    """How many reductions are under way together, with ``memory`` bytes for them."""
+    program = program_on(replace(DEVICE, node=Link(50.0, 1e30)), [8, 8, 8, 8], 2)
+    peak = peak_bytes(program.graph)
+    DelayReductions(memory=Bytes(memory)).run(program)
+    assert peak_bytes(program.graph) <= peak + memory
+    under_way, most = 0, 0
+    for name in order(program):
+        under_way += name.endswith("_scatter")
+        under_way -= name.endswith("_grad")
+        most = max(most, under_way)
+    return most
+
+
+def test_the_oldest_is_waited_for_before_one_more_is_too_many():
+    """A gradient of 256 bytes, and 128 to receive in, fit where there is no peak already."""
+    assert most_under_way(10**6) == 4
+    assert most_under_way(256 + 128) == 4
+    assert most_under_way(256 + 128 - 1) == 3
+
+
+def test_a_wait_comes_as_soon_as_it_costs_no_time():
+    program = program_on(DEVICE, [8, 8, 8, 8], 2)
+    DelayReductions(memory=Bytes(10**6)).run(program)
+    names = order(program)
+    assert names.index("w3_grad") < names.index("w2_grad_scatter")
+
+
+def test_another_reader_holds_a_wait():
+    """Nothing that reads a sum of all gradients can come before the last of them."""
+    program = step_on(replace(DEVICE, node=Link(50.0, 1e30)), [8, 8, 8], 3, fused=False)
+    DelayReductions(memory=Bytes(10**6)).run(program)
+    names = order(program)
+    for name in ("w0", "w1", "w2"):
+        reads = [n.name for n in program.graph.nodes if any(
+            source.name == f"{name}_grad" for source in n.all_input_nodes)]  # fmt: skip
+        assert names.index(f"{name}_grad") < min(map(names.index, reads))
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "latency", "note"),
+    [
+        (1, 1.0, "delay_reductions: left alone: waiting for reductions later within 2564B of live "
+                 "bytes does not shorten the step"),
+        (2, 0.0, "delay_reductions: left alone: waiting for reductions later within 2692B of live "
+                 "bytes does not shorten the step"),
+    ],
+)  # fmt: skip
+def test_a_program_that_gains_nothing_stays_as_it_is(zero_stage: int, latency: float, note: str):
+    program = program_on(replace(DEVICE, node=Link(latency, 1e30)), [8, 8, 8], zero_stage)
+    before = str(program)
+    DelayReductions().run(program)
+    assert str(program) == before
+    assert program.notes == [note]
+
+
+def test_a_bucket_is_waited_for_as_one(golden: Callable[..., None]):
+    program = program_on(replace(DEVICE, op_seconds=0.25), [8, 8, 8, 8], 1)
+    names = ["w3_grad_scatter", "w2_grad_scatter"]
+    coalesce(program, names, C10D.reduce_scatter_tensor_coalesced.default)
+    first = next(node for node in program.graph.nodes if node.name == "mm_6")
+    for node in reversed([n for n in program.graph.nodes if "many" in n.name or "item" in n.name]):
+        first.append(node)
+    verify(program)
+    given_inputs = random_inputs(program, INPUTS)
+    before = lockstep(program, given_inputs)
+    DelayReductions().run(program)
+    verify(program)
+    golden(str(program))
+    for old, new in zip(before, lockstep(program, given_inputs), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+
+
+def test_a_program_that_reduces_nothing_stays_as_it_is():
+    program = program_on(DEVICE, [8, 8], 0, sharded=False, world=1)
+    before = str(program)
+    DelayReductions().run(program)
+    assert str(program) == before
+    assert program.notes == ["delay_reductions: left alone: no reduction can be waited for later"]
+
+
+def test_a_program_without_a_device_is_refused():
+    program = program_on(DEVICE, [8, 8], 3)
+    program.device = None
+    with pytest.raises(PipelineError) as caught:
+        DelayReductions().run(program)
+    assert str(caught.value) == (
+        "'delay_reductions' weighs costs, and the program has no device; run it in a pass "
+        "pipeline, or set program.device to one of zc.devices.reader.load_device"
+    )
