@@ -1,7 +1,11 @@
 """ZeRO stage 3: nothing computed from parameters alone lives from forward to backward."""
 
+from operator import getitem
+from typing import Any
+
 from torch import fx
 
+from zc.program.collectives import is_collective, operands_of
 from zc.program.liveness import storages_of
 from zc.program.nodes import input_of, tensors_of
 from zc.program.program import Program
@@ -41,6 +45,10 @@ def _params_of(node: fx.Node, sources: dict[fx.Node, Params]) -> Params:
     if node.op == "placeholder":
         info = input_of(node)
         return frozenset({info.subject}) if info.kind == "param" else None
+    source = node.args[0] if node.target is getitem else None
+    if isinstance(source, fx.Node) and is_collective(source):
+        item: Any = node.args[1]
+        return sources[operands_of(source)[item]]
     found: frozenset[str] = frozenset()
     for operand in node.all_input_nodes:
         params = sources[operand]
