@@ -123,6 +123,16 @@ def test_a_bucket_is_kept_as_one():
     )
 
 
+def test_one_value_of_a_bucket_may_be_kept():
+    """Backward does not read ``w0``, which came in one bucket with ``w1``."""
+    program = program_on(DEVICE, [8, 8, 8], 3)
+    names = ["w0_gather", "w1_gather"]
+    coalesce(program, names, C10D.all_gather_into_tensor_coalesced.default)
+    KeepGathered(memory=Bytes(10**6)).run(program)
+    verify(program, full=True)
+    assert kept(program) == ("w1", "w2")
+
+
 def test_a_shard_that_is_written_in_between_is_gathered_again():
     program = program_on(DEVICE, [8, 8, 8], 3)
     start = next(n for n in program.graph.nodes if n.name == "w2_gather_1")
