@@ -19,7 +19,7 @@ demo: $(STAMP)  ## train a small GPT with ZeRO-3 on two processes (under five mi
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## run the tests (under 15 minutes on two cores)
-	$(BIN)/python -m pytest -m "not matrix"
+	$(BIN)/python -m pytest -m "not matrix" --durations=15
 
 test-matrix: $(STAMP)  ## run the whole table of models, stages, levels and executors (long)
 	$(BIN)/python -m pytest -m matrix

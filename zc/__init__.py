@@ -21,6 +21,7 @@ from zc.state.reading import full
 from zc.state.scaling import scale
 from zc.state.shard import shard
 from zc.state.step import step, unscale_
+from zc.torch_private import without_memory
 
 __version__ = "0.1.0"
 
@@ -28,5 +29,5 @@ __all__ = [
     "CaptureError", "CommunicationError", "ExecutionError", "MicrobatchError", "PipelineError",
     "PlanError", "ShardError", "VerifyError", "ZcError", "__version__", "capture", "compile_step",
     "full", "full_state_dict", "load_full_state_dict", "materialize", "microbatches", "no_sync",
-    "scale", "shard", "step", "unscale_",
+    "scale", "shard", "step", "unscale_", "without_memory",
 ]  # fmt: skip

@@ -193,3 +193,35 @@ def test_functional_code_reads_weights_too():
         zc.shard(model)
         program = zc.capture(forward, numbers(), passes="zero3")
     assert [c.spec.op for c in collectives_of(program)][:1] == ["all_gather"]
+
+
+def entropy(model: nn.Module, x: torch.Tensor) -> Program:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(model(x), x[:, 0].long())
+        loss.backward()
+        return loss.detach()
+
+    return zc.capture(step, x)
+
+
+def test_an_op_without_derivative_on_meta_is_refused():
+    with fake_world(WORLD):
+        model = zc.shard(nn.Linear(16, 16, device="meta"))
+        with pytest.raises(zc.CaptureError) as error:
+            entropy(model, torch.zeros(2, 16, device="meta"))
+    assert str(error.value) == (
+        "step calls aten::nll_loss, which has no derivative on the device of its operands, so "
+        "gradients would be zero; in the place of the meta device use tensors without memory: "
+        "'with zc.without_memory(): zc.materialize(model, \"cpu\")', and make the arguments there "
+        "too"
+    )
+
+
+def test_tensors_without_memory_are_differentiated():
+    with fake_world(WORLD):
+        model = zc.shard(nn.Linear(16, 16, device="meta"))
+        with zc.without_memory():
+            zc.materialize(model, "cpu")
+            x = torch.zeros(2, 16)
+        program = entropy(model, x)
+    assert "aten.nll_loss_backward" in str(program)

@@ -19,7 +19,9 @@ from gpt import GPT, Config  # type: ignore[import-not-found]  # noqa: E402
 from multiprocess import fake_world  # noqa: E402
 
 import zc  # noqa: E402
+from zc.cost.work import work_of  # noqa: E402
 from zc.pipelines import manager  # noqa: E402
+from zc.program.stamps import BACKWARD, FORWARD, stamp_of  # noqa: E402
 
 
 class Clock:
@@ -43,6 +45,8 @@ class Clock:
 def capture(folder: Path, config: Config) -> Any:
     with torch.device("meta"):
         model = zc.shard(GPT(config))
+    with zc.without_memory():
+        zc.materialize(model, "cpu")
         tokens = torch.zeros(2, config.context, dtype=torch.int64)
 
     def step(tokens: torch.Tensor) -> torch.Tensor:
@@ -52,6 +56,12 @@ def capture(folder: Path, config: Config) -> Any:
 
     program = zc.capture(step, tokens, passes="zero3", options={"dump": str(folder)})
     return model, program
+
+
+def flops(program: Any, phase: str) -> int:
+    """Operations of matrix products in ``phase``."""
+    works = [work_of(node) for node in program.nodes() if stamp_of(node).phase == phase]
+    return sum(work.flops for work in works if work.matrix)
 
 
 def main() -> None:
@@ -66,7 +76,8 @@ def main() -> None:
         model, program = capture(folder, config)
     figures = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "devices": sorted({p.device.type for p in model.parameters()}),
+        "allocated": sum(p.to_local().untyped_storage().data_ptr() for p in model.parameters()),
+        "flops": {phase: flops(program, phase) for phase in (FORWARD, BACKWARD)},
         "nodes": len(list(program.nodes())),
         "pass_seconds": clock.seconds["passes"],
         "verify_seconds": clock.seconds["verify"],
