@@ -227,6 +227,8 @@ def lower_gradient(edit: Editor, grad: fx.Node, *, summed: bool) -> None:
             )
             value = edit.call(WAIT, scatter, name=f"{subject}_grad")
         elif layout.world > 1:
+            if not value_of(value).is_contiguous():  # an expanded or transposed gradient
+                value = edit.call(aten.clone.default, value, memory_format=torch.contiguous_format)
             reduce = edit.call(
                 C10D.all_reduce.default,
                 *(value, "avg", layout.axis),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multiprocess import fake_world
 from random_losses import RandomLoss, assert_same_bits, random_losses
 from torch import fx, nn
-from tracing import Shapes, physical, program_of
+from tracing import Shapes, physical, program_of, random_inputs
 from zc.passes.shard_params import ShardParams
 
 from zc.errors import PipelineError
@@ -21,6 +21,7 @@ from zc.program.collectives import collectives_of, is_collective, is_wait
 from zc.program.program import Program
 from zc.program.stamps import BACKWARD, stamp_of
 from zc.program.units import Bytes
+from zc.run.lockstep import lockstep
 from zc.state.shard import shard
 from zc.verify import verify
 
@@ -145,6 +146,20 @@ def test_each_parameter_is_gathered_as_often_as_its_stage_says(zero_stage: int):
     reduction = "reduce_scatter" if zero_stage else "all_reduce"
     expected = [*gathers[zero_stage], *((reduction, "backward", w) for w in ("w1", "w0"))]
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_gradient_of_one_element_repeated_is_reduced_as_a_whole(zero_stage: int):
+    """Of the sum of a parameter: one element, expanded to the parameter's shape."""
+
+    def loss(p: Tensors, x: Tensors) -> torch.Tensor:
+        return p["w"].sum() * x["x"].sum()
+
+    program = program_of(loss, {"w": (8, 4)}, {"x": (2,)}, sharded=zero_stage > 0)
+    values = random_inputs(program, {"x": (2,)})
+    before = lockstep(program, values)
+    verify(physical(program, zero_stage))
+    assert_same_bits(before, lockstep(program, values))
 
 
 def test_stage_1_reduces_at_the_end():
