@@ -172,9 +172,14 @@ def _sums(received: list[Blocks], op: str) -> Tensors:
 
 
 def sum_in_rank_order(blocks: Tensors, op: str, into: torch.Tensor | None = None) -> torch.Tensor:
-    """Sum (or average) of one block per rank, added in rank order: the reference meaning."""
-    total = blocks[0].clone() if into is None else into.copy_(blocks[0])
-    for block in blocks[1:]:
+    """Sum (or average) of one block per rank, added in rank order: the reference meaning.
+
+    ``into`` is where it goes, a tensor of a block's shape that is none of ``blocks``.
+    """
+    first, *others = blocks
+    into = torch.empty_like(first) if into is None else into
+    total = torch.add(first, others[0], out=into) if others else into.copy_(first)
+    for block in others[1:]:
         total += block
     return total.div_(len(blocks)) if op == "avg" else total
 

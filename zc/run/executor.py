@@ -10,7 +10,7 @@ from zc.comm.groups import rank_on
 from zc.program.collectives import is_coalesced, is_collective, is_wait
 from zc.program.kernels import FUSED_UPDATE
 from zc.program.loops import BEGIN, END
-from zc.program.nodes import input_of
+from zc.program.nodes import input_of, tensors_of
 from zc.program.packing import local_view, storage_of
 from zc.program.partition import OWN_BLOCK
 from zc.program.program import Program
@@ -21,6 +21,7 @@ from zc.program.updates import keep_number
 from zc.run import effects
 from zc.run.compile import compile_region, usable_executor
 from zc.run.deferred import Deferred
+from zc.run.heap import keep_freed
 from zc.run.kernels import bind_kernel
 from zc.run.late_state import CELLS
 from zc.run.loop import LoopWriter, Step, mark_step, node_step, write_loop
@@ -51,6 +52,8 @@ def build_loop(
         store: keeps the next value of a counter, by its entry in the state table.
         deferred: parameters, by name, whose collectives may wait for the last micro-batch.
     """
+    if any(t.device.type == "cpu" for n in graph.nodes for t in tensors_of(n)):
+        keep_freed()
     cells = CELLS | cells
     late = {n for n in graph.find_nodes(op="placeholder") if _kind(n) == "state"}
     prologue = [
