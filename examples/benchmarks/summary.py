@@ -30,6 +30,7 @@ class Row:
     calls: int | None = None
     cold_seconds: float | None = None
     warm_seconds: float | None = None
+    wire_seconds: float | None = None
 
 
 def rows_of(ranks: Ranks, names: list[str], alone: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -40,16 +41,19 @@ def rows_of(ranks: Ranks, names: list[str], alone: Mapping[str, Mapping[str, Any
         names: the systems, in the order of the rows.
         alone: what ``start_figures`` gives, by system.
     """
-    baseline = _step_seconds(ranks, BASELINE)
+    baseline = _slowest(ranks, BASELINE, "seconds")
     return [
         Row(
             system=name,
-            step_seconds=_step_seconds(ranks, name),
-            ratio=_step_seconds(ranks, name) / baseline,
+            step_seconds=_slowest(ranks, name, "seconds"),
+            ratio=_slowest(ranks, name, "seconds") / baseline,
             cpu_seconds=mean(median(rank[name]["cpu_seconds"]) for rank in ranks),
             sent_bytes=_mean_of_medians(ranks, name, "sent"),
             metered_bytes=_mean_of_medians(ranks, name, "metered") or None,
             loss_deviation=None if name.startswith(ALONE) else _deviation(ranks, name),
+            wire_seconds=(
+                _slowest(ranks, name, "wire_seconds") if ranks[0][name]["wire_seconds"] else None
+            ),
             **alone.get(name, {}),
         )
         for name in names
@@ -102,9 +106,9 @@ def settings_of(args: Any, cores: int) -> dict[str, Any]:
     }
 
 
-def _step_seconds(ranks: Ranks, name: str) -> float:
+def _slowest(ranks: Ranks, name: str, key: str) -> float:
     """Median over rounds of what the slowest rank took."""
-    return median(map(max, zip(*(rank[name]["seconds"] for rank in ranks), strict=True)))
+    return median(map(max, zip(*(rank[name][key] for rank in ranks), strict=True)))
 
 
 def _mean_of_medians(ranks: Ranks, name: str, key: str) -> float | None:

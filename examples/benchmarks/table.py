@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from summary import Row, loss_line
+from systems_torch import FLOOR
 
 BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 COLUMNS = {  # heading, field of a row, factor, digits
@@ -57,7 +58,26 @@ def markdown(rows: list[Row], reference: str, settings: Mapping[str, Any]) -> st
     lines += [_line(_cells(row, of)) for row in rows]
     measured_with = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
     brackets = f"In brackets: ratio to {reference}."
-    return "\n".join([*lines, "", f"{brackets} {measured_with}", "", loss_line(rows)])
+    split = [*gap(rows), ""] if gap(rows) else []
+    return "\n".join([*lines, "", f"{brackets} {measured_with}", "", *split, loss_line(rows)])
+
+
+def gap(rows: list[Row]) -> list[str]:
+    """What a step of zc consists of; nothing where that was not measured.
+
+    Compute is the step without communication, compiled, which updates all parameters on each rank;
+    wire is what its collectives take alone. The rest is what zc adds, less what overlaps and what a
+    sharded update saves.
+    """
+    floor = next((row.step_seconds for row in rows if row.system == FLOOR), None)
+    split = [(row, row.wire_seconds) for row in rows if row.wire_seconds is not None]
+    if floor is None or not split:
+        return []
+    lines = [_line(["system", "step ms", "compute", "wire", "rest"]), _line(["---", *["---:"] * 4])]
+    for row, wire in split:
+        parts = (row.step_seconds, floor, wire, row.step_seconds - floor - wire)
+        lines.append(_line([row.system, *(f"{seconds * 1e3:,.1f}" for seconds in parts)]))
+    return lines
 
 
 def put_between(text: str, block: str) -> str:

@@ -30,6 +30,10 @@ and zc, then again with the caches that this has left; ``--skip-alone`` leaves t
   and communication buffers count once they have been used; what a system keeps inside gloo does
   not.
 
+A second table splits the step of zc: *compute* is the compiled step without communication, *wire*
+what the step's collectives take when nothing else runs, repeated after each timed step, and *rest*
+what is left: zc's own part, less what overlaps and what a sharded update saves.
+
 At the end it compares the losses of all steps; systems without communication see other gradients
 and are left out of that. Tables go to standard output, all figures to
 ``out/benchmarks/train_step.json``.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def test_medians_are_of_the_slowest_rank_and_ratios_of_medians():
         return {"seconds": list(seconds)}
 
     fast = [{"a": rank(1, 5, 2)}, {"a": rank(3, 1, 1)}]
-    assert summary._step_seconds(fast, "a") == 3  # of 3, 5, 2
+    assert summary._slowest(fast, "a", "seconds") == 3  # of 3, 5, 2
 
 
 def test_figures_of_a_system_alone_are_the_largest():
@@ -61,6 +62,18 @@ def test_a_table_has_ratios_to_its_reference():
         "losses DIFFER: largest relative difference from DDP eager 2.0e-03 (zc level 2, zero3), "
         "tolerance 1e-04",
     ]
+
+
+def test_a_step_is_split_into_compute_wire_and_rest():
+    import summary
+    import table
+
+    floor = summary.Row("no communication, compiled", 0.4, 0.8, 0.25, 0.0, None, None)
+    ours = replace(rows_of_two()[1], wire_seconds=0.5)
+    assert table.gap([ours, floor])[2:] == [
+        "| zc level 2, zero3 | 1,000.0 | 400.0 | 500.0 | 100.0 |"
+    ]
+    assert table.gap([*rows_of_two(), floor]) == table.gap([ours]) == []
 
 
 def test_a_table_is_put_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from benchmark_runs import BENCHMARKS, benchmarks_on_path, parse, run, tiny
+from multiprocess import run_ranks
+
+from zc.comm import wire
 
 OVERHEAD = 0.05  # of bytes on sockets: a barrier and gloo's headers, on messages of a few KB
 PEAK_TOLERANCE = 0.10
@@ -49,7 +53,8 @@ def check_figures(found: dict[str, Any], parameters: int) -> None:
     half = 4 * parameters / 2
     assert found["zc level 1, zero3"]["metered_bytes"] == 3 * half
     assert found["zc level 2, zero2"]["metered_bytes"] == 2 * half
-    assert found["DDP eager"]["metered_bytes"] is None
+    assert found["DDP eager"]["metered_bytes"] is found["DDP eager"]["wire_seconds"] is None
+    assert found["zc level 1, zero3"]["wire_seconds"] > 0
     assert found["DDP eager"]["ratio"] == 1
     assert found["no communication, eager"]["loss_deviation"] is None
     for name in set(SYSTEMS) - {"no communication, eager"}:
@@ -59,6 +64,26 @@ def check_figures(found: dict[str, Any], parameters: int) -> None:
         for name, factor in (("DDP eager", 2), ("zc level 1, zero3", 3), ("zc level 2, zero2", 2)):
             assert found[name]["sent_bytes"] == pytest.approx(factor * half, rel=OVERHEAD), name
         assert found["no communication, eager"]["sent_bytes"] < OVERHEAD * half
+
+
+def check_replay(rank: int, world: int) -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    from wire_alone import WireAlone, record
+
+    group = dist.group.WORLD
+    assert group is not None
+    wire.METER.reset()
+    total, alone = record(lambda: wire.all_reduce(torch.ones(6), group, "sum").wait().sum())
+    wire.all_gather(torch.ones(4), group).wait()
+    assert (total.item(), len(alone.collectives)) == (12, 1)
+    wire.METER.reset()
+    alone.replay()
+    assert wire.METER.sent == {"all_reduce": 24}
+    assert record(lambda: 3) == (3, WireAlone())
+
+
+def test_collectives_are_repeated_alone():
+    run_ranks(check_replay, 2)
 
 
 def test_systems_alone_show_their_memory_and_calls(tmp_path: Path):
