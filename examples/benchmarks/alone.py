@@ -54,10 +54,10 @@ def _calls(system: Trained, batch_: Batch) -> int:
 def _live(system: Trained, batch_: Batch) -> int:
     live = LiveBytes([*system.model.parameters(), *system.model.buffers(), *batch_])
     for _ in range(STEADY_STEPS):  # what lives between steps is known after the first
-        live.peak = 0
+        live.start()
         with live:
             system.step(*batch_)
-    return live.peak
+    return max(live.peak, live.update_peak)
 
 
 def forget_peak() -> None:
