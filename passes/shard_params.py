@@ -11,7 +11,8 @@ after:
 
 In a loop over micro-batches stages 2 and 3 reduce each micro-batch's gradient and add up shards;
 stages 0 and 1 add up whole gradients and reduce the sum behind the loop, as every stage does for
-parameters that each rank keeps whole. Stage 3 gathers in the loop, the others before it.
+parameters that each rank keeps whole. Stage 3 gathers in the loop, the others before it. No stage
+gathers what nothing reads.
 
 The stages are those of Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion
 Parameter Models" (arXiv:1910.02054), section 5.
@@ -70,6 +71,7 @@ class ShardParams(Pass):
         """
         check_at_rest(program, self.zero_stage)
         edit = Editor(program, program.graph, made_by=self.name)
+        erase_dead(program.graph, list(parameter_sources(program.graph)))
         reads = program.graph.find_nodes(op="call_function", target=PARAM)
         for read in reads:
             cast_before_gather(edit, read)

@@ -82,6 +82,18 @@ def test_what_every_rank_keeps_whole_is_reduced_once(zero_stage: int):
     assert ("all_reduce", "b", 1) in moved(physical(looped(4), zero_stage))
 
 
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_what_nothing_reads_is_not_gathered(zero_stage: int, count: int):
+    params = PARAMS | {"idle": (32, 8)}
+    options: dict[str, Any] = {"count": count, "sharded": zero_stage > 0}
+    options["compute_dtype"] = torch.bfloat16  # the cast goes too
+    program = physical(program_of(loss, params, {"x": (8, 8)}, **options), zero_stage)
+    verify(program)
+    (idle,) = (node for node in program.placeholders() if node.name == "idle")
+    assert not idle.users
+
+
 @pytest.mark.parametrize("zero_stage", [1, 2])
 def test_sums_are_wide(zero_stage: int):
     dtypes = {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.bfloat16}
