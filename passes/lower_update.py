@@ -66,7 +66,8 @@ class LowerUpdate(Pass):
 def writes_by_parameter(program: Program) -> list[list[fx.Node]]:
     """The writes of parameters and their state, parameter by parameter.
 
-    Only those of the parameter's shape: other state is not updated element by element.
+    Only those of the parameter's shape: other state is not updated element by element. Only to
+    contiguous memory, which is all that kernels write.
     """
     found: dict[str, list[fx.Node]] = {}
     for node in program.graph.nodes:
@@ -74,15 +75,16 @@ def writes_by_parameter(program: Program) -> list[list[fx.Node]]:
         writes = node.op == "call_function" and node.target in (aten.copy_.default, QUANTIZE)
         if writes and stamp.phase == UPDATE and stamp.param:
             found.setdefault(stamp.param, []).append(node)
-    by_shape = []
+    alike = []
     for writes in found.values():
-        shape = _shape_written(writes[0])
-        by_shape.append([w for w in writes if _shape_written(w) == shape])
-    return by_shape
+        shape = _written(writes[0]).shape
+        alike.append([w for w in writes if _written(w).shape == shape])
+    contiguous = [[w for w in writes if _written(w).is_contiguous()] for writes in alike]
+    return [writes for writes in contiguous if writes]
 
 
-def _shape_written(write: fx.Node) -> Any:
-    return value_of(write.args[0]).shape  # type: ignore[arg-type]
+def _written(write: fx.Node) -> Any:
+    return value_of(write.args[0])  # type: ignore[arg-type]
 
 
 def launch(program: Program, elements: Sequence[Element], target: str) -> None:

@@ -16,6 +16,11 @@ aten: Any = torch.ops.aten
 ROUNDING = 2e-6  # relative and absolute, of numbers near 1 in fp32, as in test_lower_update
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 class Plain(torch.optim.Optimizer):
     """Steps all parameters of its group together; ``old`` has copies of them."""
 
@@ -78,14 +83,12 @@ def kernels(program: Program) -> list[fx.Node]:
     return list(program.graph.find_nodes(op="call_function", target=FUSED_UPDATE))
 
 
-def both(make: Any, shapes: list[tuple[int, ...]], world: int) -> Program:
+def both(make: Any, values: list[torch.Tensor], world: int) -> Program:
     """Three steps with ``lower_update`` and without; the program of the last one."""
-    torch.manual_seed(0)
-    values = [torch.randn(shape) for shape in shapes]
     one, other = SimulatedRanks(world, values, make), Lowered(world, values, make)
     programs = []
     for _ in range(3):
-        grads = [torch.randn(shape) for shape in shapes]
+        grads = [torch.randn_like(value) for value in values]
         one.step(grads)
         programs.append(other.step(grads))
         for a, b in zip(one.whole, other.whole, strict=True):
@@ -97,12 +100,21 @@ def both(make: Any, shapes: list[tuple[int, ...]], world: int) -> Program:
 @pytest.mark.parametrize("make", [CutOff, History, Neighbours])
 @pytest.mark.parametrize("shapes", [[(8, 4)], [(8, 4)] * 3, [(8, 4), (32,), (4, 8)]])
 def test_results(make: Any, shapes: list[tuple[int, ...]], world: int):
-    assert kernels(both(make, shapes, world))
+    assert kernels(both(make, [torch.randn(shape) for shape in shapes], world))
 
 
 def test_a_row_that_is_written_before_the_launch_is_copied():
     """The launch stands behind the writes of both parameters and of their state."""
-    program = both(History, [(8, 4)] * 2, 1)
+    program = both(History, [torch.randn(8, 4) for _ in range(2)], 1)
     (kernel,) = kernels(program)
     read = [n for n in kernel.args[1] if n.op == "call_function"]  # type: ignore[union-attr]
     assert [n.target for n in read] == [aten.clone.default] * 2
+
+
+def test_a_parameter_that_lies_another_way_is_not_written():
+    """Kernels count elements one by one: they read a copy of it, and leave writing it to torch."""
+    turned = torch.randn(4, 8).t()
+    (kernel,) = kernels(both(Neighbours, [torch.randn(8, 4), turned], 1))
+    written, read = kernel.args[:2]
+    assert [node.name for node in written] == ["p0"]  # type: ignore[union-attr]
+    assert "clone" in str(read)

@@ -87,7 +87,7 @@ class Element:
 def element_of(program: Program, writes: list[fx.Node], changing: Changes) -> Element | None:
     """The arithmetic behind ``writes``; ``None`` where a value cannot be read by a kernel.
 
-    ``changing`` has all that writes to memory up to the launch.
+    What they write to is contiguous. ``changing`` has all that writes to memory up to the launch.
     """
     element = Element(_optimizer_of(program, stamp_of(writes[0]).param), writes, changing)
     for write in writes:
@@ -149,7 +149,7 @@ def _express(program: Program, root: fx.Node, element: Element) -> bool:
 def _enter_operand(program: Program, node: fx.Node, element: Element) -> bool:
     """A value that the kernel reads from memory, where needed through a copy."""
     value, like = value_of(node), element.like
-    if not isinstance(value, torch.Tensor) or not like.is_contiguous():
+    if not isinstance(value, torch.Tensor):
         return False
     if node.target is DEQUANTIZE and value.shape == like.shape:
         codes: Any = node.args[0]
