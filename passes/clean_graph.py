@@ -12,7 +12,8 @@ after:
 
 A view that is the tensor which it, or a view before it, was made from is that tensor, whatever the
 ops in between were called. A view of a view is taken of the first tensor directly. What nothing
-reads goes.
+reads goes. What is read in the place of a copy, or of a cast made again, must fit under the peak of
+the phase for as long as that takes (zc.program.headroom); otherwise the copy stays.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from torch import fx
 
 from zc.program.analysis import is_pure, turns
 from zc.program.edit import Editor, erase_dead
+from zc.program.headroom import Headroom, live_on
 from zc.program.loops import loop_by_node
 from zc.program.nodes import value_of
 from zc.program.outside import Outside
@@ -50,7 +52,7 @@ class CleanGraph(Pass):
 
 def clean(program: Program) -> set[fx.Node]:
     """One walk in program order; the readers of copies that were removed."""
-    outside = Outside.of(program)
+    outside, room = Outside.of(program), Headroom(program.graph)
     edit = Editor(program, program.graph, "clean_graph")
     casts: dict[Any, fx.Node] = {}
     loops, turn = loop_by_node(program.graph), turns(program.graph)
@@ -59,10 +61,11 @@ def clean(program: Program) -> set[fx.Node]:
             continue
         key = _cast_key(node), stamp_of(node).phase, turn[node], loops.get(node)
         found = (_same_tensor(node), _copied(node), _same_cast(node, key, casts))
-        equal = [s for s in found if s is not None and outside.may_replace(node, s)]
-        if equal:
-            outside.replace(node, equal[0])
-            node.replace_all_uses_with(equal[0])
+        equal = (s for s in found if s is not None and outside.may_replace(node, s))
+        kept = next((s for s in equal if live_on(outside, room, s, node)), None)
+        if kept is not None:
+            outside.replace(node, kept)
+            node.replace_all_uses_with(kept)
             erase_dead(program.graph, [node])
             continue
         _remember_cast(node, key, casts)
@@ -118,7 +121,7 @@ def _same_cast(node: fx.Node, key: Any, casts: dict[Any, fx.Node]) -> fx.Node | 
 
 def _remember_cast(node: fx.Node, key: Any, casts: dict[Any, fx.Node]) -> None:
     if node.target is aten._to_copy.default:
-        casts.setdefault(key, node)
+        casts[key] = node
 
 
 def _cast_key(node: fx.Node) -> Any:

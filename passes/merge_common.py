@@ -25,10 +25,10 @@ from torch import fx
 
 from zc.program.analysis import is_pure, turns, written_storages
 from zc.program.edit import erase_dead
-from zc.program.headroom import Headroom
+from zc.program.headroom import Headroom, live_on
 from zc.program.liveness import storages_of
 from zc.program.loops import loop_by_node
-from zc.program.nodes import tensors_of, value_of
+from zc.program.nodes import value_of
 from zc.program.outside import Outside
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
@@ -84,16 +84,3 @@ def constant(value: Any) -> Hashable:
     if isinstance(value, dict):
         return tuple((name, constant(item)) for name, item in sorted(value.items()))
     return type(value), repr(value)
-
-
-def live_on(outside: Outside, room: Headroom, earlier: fx.Node, node: fx.Node) -> bool:
-    """Let ``earlier`` live as long as ``node`` does, if there is room for that."""
-    pairs = zip(tensors_of(earlier), tensors_of(node), strict=True)
-    found = {(*outside.storage(kept), outside.storage(gone)[0]): None for kept, gone in pairs}
-    moves = [(new, old, size) for new, size, old in found if new != old]
-    together = sum(size for _, _, size in moves)
-    if not all(room.fits(new, old, together) for new, old, _ in moves):
-        return False
-    for move in moves:
-        room.keep(*move)
-    return True

@@ -64,9 +64,10 @@ def test_what_was_granted_counts_as_used():
     keys = {n.name: t.untyped_storage()._cdata for n in graph.nodes for t in tensors_of(n)}
     first, second, late = keys["neg"], keys["neg_1"], keys["add_1"]
     room = Headroom(graph)
-    assert room.fits(second, late, 128)
-    assert room.fits(first, late, 64)
-    room.keep(first, late, 64)
+    assert room.fits(second, late, 128, 128)
+    assert not room.fits(second, late, 128, 64)  # larger than what it takes the place of
+    assert room.fits(first, late, 64, 64)
+    room.keep(first, late, 64, 64)
     assert room.lives[first][1] == room.lives[late][1]
-    assert not room.fits(second, late, 128)
-    assert room.fits(second, late, 64)
+    assert not room.fits(second, late, 128, 128)
+    assert room.fits(second, late, 64, 64)

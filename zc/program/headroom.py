@@ -1,8 +1,8 @@
 """Headroom: may a value live longer without raising a phase's predicted peak?
 
     room = Headroom(graph)
-    if room.fits(first, second):   # storages: may the first live on, in place of the second?
-        room.keep(first, second)
+    if live_on(outside, room, earlier, node):   # may the first live on, in place of the second?
+        node.replace_all_uses_with(earlier)
 
 Live bytes are those of ``zc.program.liveness``. What was granted counts as used from then on, and
 bytes that it saves elsewhere do not count, so peaks stay at most where they were.
@@ -12,15 +12,21 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from zc.program.liveness import memory_timeline, storage_lives
+from zc.program.liveness import memory_timeline, storage_lives, storages_of
+from zc.program.nodes import tensors_of
+from zc.program.outside import Outside
 from zc.program.stamps import stamp_of
 
 
 @dataclass
 class Headroom:
-    """Bytes below the peak of its phase at each computed node, and the life of each storage."""
+    """Bytes below the peak of its phase at each computed node, and the life of each storage.
+
+    Inputs and constants live throughout, and are none of ``lives``.
+    """
 
     graph: fx.Graph
+    sizes: dict[int, int] = field(init=False)
     lives: dict[int, tuple[int, int]] = field(init=False)
     free: "LeastTree" = field(init=False)
 
@@ -28,8 +34,11 @@ class Headroom:
         timeline = memory_timeline(self.graph)
         order = {point.node: index for index, point in enumerate(timeline)}
         order[self.graph.output_node()] = len(timeline)
-        found = storage_lives(self.graph)
+        given = [n for n in self.graph.nodes if n.op in ("placeholder", "get_attr")]
+        throughout = {key for node in given for key in storages_of(node)}
+        found = {k: v for k, v in storage_lives(self.graph).items() if k not in throughout}
         self.lives = {k: (order.get(a, -1), order.get(b, -1)) for k, (a, b) in found.items()}
+        self.sizes = {k: size for n in self.graph.nodes for k, size in storages_of(n).items()}
         phases = [stamp_of(point.node).phase for point in timeline]
         peaks: dict[str, int] = {}
         for phase, point in zip(phases, timeline, strict=True):
@@ -37,22 +46,41 @@ class Headroom:
         room = [peaks[p] - point.live_bytes for p, point in zip(phases, timeline, strict=True)]
         self.free = LeastTree([*room, 0])
 
-    def fits(self, first: int, second: int, size: int) -> bool:
-        """Whether storage ``first``, of ``size`` bytes, may live until ``second`` begins."""
-        begin, end = self._gap(first, second)
-        return begin >= end or self.free.least(begin, end) >= size
+    def fits(self, first: int, second: int, size: int, instead: int) -> bool:
+        """Whether storage ``first`` may live on in place of ``second``, until that one dies.
 
-    def keep(self, first: int, second: int, size: int) -> None:
+        It has ``size`` bytes, and ``instead`` are those of ``second``, which is then not there.
+        """
+        stretches = self._stretches(first, second, size, instead)
+        return all(self.free.least(begin, end) >= more for begin, end, more in stretches)
+
+    def keep(self, first: int, second: int, size: int, instead: int) -> None:
         """Let storage ``first`` live on as long as ``second`` does."""
-        begin, end = self._gap(first, second)
-        if begin < end:
-            self.free.add(begin, end, -size)
+        for begin, end, more in self._stretches(first, second, size, instead):
+            self.free.add(begin, end, -more)
         born, died = self.lives[first]
         self.lives[first] = (born, max(died, self.lives[second][1]))
 
-    def _gap(self, first: int, second: int) -> tuple[int, int]:
-        """Places where neither lives, from the end of ``first`` to the beginning of ``second``."""
-        return self.lives[first][1] + 1, self.lives[second][0]
+    def _stretches(
+        self, first: int, second: int, size: int, instead: int
+    ) -> list[tuple[int, int, int]]:
+        """Where it adds bytes, and how many: up to the beginning of ``second``, and from there."""
+        end, (born, died) = self.lives[first][1] + 1, self.lives[second]
+        found = [(end, born, size), (max(end, born), died + 1, size - instead)]
+        return [(begin, end, more) for begin, end, more in found if begin < end and more > 0]
+
+
+def live_on(outside: Outside, room: Headroom, earlier: fx.Node, node: fx.Node) -> bool:
+    """Let ``earlier`` live as long as ``node`` does, if there is room for that."""
+    tensors = zip(tensors_of(earlier), tensors_of(node), strict=True)
+    moves = {(outside.storage(kept)[0], outside.storage(gone)[0]): None for kept, gone in tensors}
+    moves = [(a, b) for a, b in moves if a != b and a in room.lives and b in room.lives]
+    together = sum(room.sizes[a] for a, _ in moves), sum(room.sizes[b] for _, b in moves)
+    if not all(room.fits(*move, *together) for move in moves):
+        return False
+    for first, second in moves:
+        room.keep(first, second, room.sizes[first], room.sizes[second])
+    return True
 
 
 class LeastTree:
