@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,60 @@ def test_without_a_compiler_updates_run_op_by_op(monkeypatch: pytest.MonkeyPatch
     reference.step()
     assert torch.equal(layer.weight, other.weight)
     assert sum("compiler" in str(w.message) for w in caught) == 1
+
+
+def by_a_helper(loss_of: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    return loss_of(x)
+
+
+def in_a_loop(loss_of: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    losses = [loss_of(part) for part in x.chunk(2)]
+    return losses[0] + losses[1]
+
+
+def guarded(loss_of: Callable[..., torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    try:
+        return loss_of(x)
+    finally:
+        loss_of = by_a_helper
+
+
+@pytest.mark.parametrize("way", [by_a_helper, in_a_loop, guarded])
+def test_a_step_that_begins_with_its_backward_is_one_program(
+    way: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+):
+    """No tensor op comes before the call that ends in ``backward()``: no graph would end there."""
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    names: list[str] = []
+    whole = zc.backend.Compilation.whole
+    monkeypatch.setattr(
+        zc.backend.Compilation,
+        "whole",
+        lambda self, *args: (names.append(self._name), whole(self, *args))[1],
+    )
+
+    def step_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+
+        def loss_of(x: torch.Tensor) -> torch.Tensor:
+            loss = model(x).square().sum()
+            loss.backward()
+            return loss.detach()
+
+        def step(x: torch.Tensor) -> torch.Tensor:
+            loss = way(loss_of, x)
+            zc.step(optimizer)
+            return loss
+
+        return step
+
+    run = torch.compile(step_of(ours), backend="zero", options={"executor": "interpret"})
+    for _ in range(2):
+        x = torch.randn(4, 3)
+        assert torch.equal(run(x), step_of(theirs)(x))
+        assert torch.equal(ours.weight, theirs.weight)
+    assert [name.rpartition(".")[2] for name in names] == ["step"]
 
 
 def test_a_step_under_a_default_device():

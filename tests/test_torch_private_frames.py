@@ -1,5 +1,7 @@
 """What zc relies on in Dynamo's frames; each test names the versions it was tried on."""
 
+import json
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -120,3 +122,38 @@ def test_compiled_for():
     torch.compile(calling, backend="eager")(torch.ones(1))
     assert found[0] == ("eager", {})
     assert ("eager", {}) in found_at_run
+
+
+@pytest.mark.parametrize("package", ["zc", "other"])
+@pytest.mark.parametrize("external", [False, True])
+def test_configure_dynamo_for_backward(package: str, external: bool):
+    """Tried on 2.13: on for frames of zc, but where a backward leads outside; off behind them."""
+    ops: list[str] = []
+
+    def backend(module: Any, _: Any) -> Any:
+        ops.extend(getattr(n.target, "__name__", "") for n in module.graph.nodes)
+        return module.forward
+
+    backend.__module__ = f"{package}.backend"
+    torch_private.configure_dynamo()
+    torch_private.configure_dynamo()
+    weight = torch.ones(3, requires_grad=True)
+
+    def step(weight: torch.Tensor) -> None:
+        weight.square().sum().backward()
+
+    torch.compile(step, backend=backend)(weight * 2 if external else weight)
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [8 if external else 2] * 3
+    assert ("grad" in ops) == (package == "zc" and not external)
+    assert not torch._dynamo.config.trace_autograd_ops
+
+
+def test_what_dynamo_had_set_before_stays():
+    """Tried on 2.13: and the setting can be written to Dynamo's logs."""
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        torch_private.configure_dynamo()
+        setting = torch._dynamo.config.trace_autograd_ops
+        assert setting
+        assert json.dumps([setting]) == "[1]"
+        assert pickle.loads(pickle.dumps(setting)) == 1

@@ -66,7 +66,7 @@ def test_trace_again_if_needed():
     assert seen == [True]
     assert weight.grad is not None
     assert weight.grad.tolist() == [2, 2, 2]
-    assert torch._dynamo.config.trace_autograd_ops is False
+    assert not torch._dynamo.config.trace_autograd_ops
 
 
 def test_trace_again_if_needed_leaves_outer_graphs_alone():
@@ -88,7 +88,7 @@ def test_settings_are_off_after_a_failed_compile():
 
     with pytest.raises(Exception, match="no"):
         torch.compile(square_step, backend=backend)(torch.ones(3, requires_grad=True))
-    assert torch._dynamo.config.trace_autograd_ops is False
+    assert not torch._dynamo.config.trace_autograd_ops
 
 
 def test_backward_outside():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+from torch._dynamo.exc import BackendCompilerFailed
 
 import zc
 
@@ -119,8 +119,8 @@ def test_sparse_gradients_are_refused_by_name(level: int, bag: bool):
         )
 
 
-def test_a_step_in_full_graph_needs_a_setting_of_dynamo():
-    """Dynamo refuses ``backward()`` before it asks a backend; its setting lets it through."""
+def test_a_step_in_full_graph():
+    """Dynamo refuses ``backward()`` there before it asks other backends."""
     _, _, eager, theirs = pair(nn.Linear(4, 2), lambda p: torch.optim.AdamW(p, lr=0.1))
     ours = copy.deepcopy(theirs)
     optimizer = torch.optim.AdamW(ours.parameters(), lr=0.1)
@@ -132,10 +132,7 @@ def test_a_step_in_full_graph_needs_a_setting_of_dynamo():
         zc.step(optimizer)
         return loss.detach()
 
-    with pytest.raises(Unsupported, match=r"Set torch\._dynamo\.trace_autograd_ops=True"):
-        step(torch.randn(3, 4))
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
-        for _ in range(2):
-            x = torch.randn(3, 4)
-            assert torch.equal(step(x), eager(x))
-            assert_alike(ours, theirs)
+    for _ in range(2):
+        x = torch.randn(3, 4)
+        assert torch.equal(step(x), eager(x))
+        assert_alike(ours, theirs)

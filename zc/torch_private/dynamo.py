@@ -10,15 +10,38 @@ from torch import fx
 from torch._dynamo import exc
 from torch.utils._python_dispatch import _disable_current_modes
 
+_PACKAGE = __name__.partition(".")[0]
+
 
 def configure_dynamo() -> None:
-    """Let Dynamo trace recurrent modules; by default it leaves their whole frame to eager code.
+    """Let Dynamo trace recurrent modules, and ``backward()`` in frames that zc compiles.
 
-    Unlike the settings of ``trace_again_if_needed`` this one cannot wait: where it is off, the
-    frame is skipped before any backend sees it. It is set when ``backend="zero"`` is first looked
-    up.
+    By default it leaves the whole frame of a recurrent module to eager code, and one that begins
+    with a call of a function which calls ``backward()``, or does so in a loop, breaks there: all
+    that is before any backend sees a graph. It is set when ``backend="zero"`` is first looked up.
     """
     torch._dynamo.config.allow_rnn = True
+    present = torch._dynamo.config.trace_autograd_ops
+    if not isinstance(present, _ForZero):
+        torch._dynamo.config.trace_autograd_ops = _ForZero(bool(present))
+
+
+class _ForZero(int):  # a number, so that Dynamo can write its settings to logs
+    """A setting of Dynamo that is on while it traces a frame for zc, elsewhere as it was before.
+
+    Dynamo asks when it meets ``backward()``. As in ``trace_again_if_needed``, a differentiable
+    input from outside the frame keeps it off.
+    """
+
+    def __bool__(self) -> bool:
+        return int(self) != 0 or (_is_traced_for(_PACKAGE) and not _external_graph())
+
+
+def _external_graph() -> bool:
+    """Whether the frame being traced has read a result of differentiable code outside of it."""
+    read = output_being_traced().placeholders
+    found = (node.meta.get("example_value") for node in read)
+    return any(isinstance(t, torch.Tensor) and t.requires_grad and not t.is_leaf for t in found)
 
 
 class _TraceAgain(  # Dynamo forgets its graph breaks for the one base and lets the other pass
@@ -39,10 +62,12 @@ _retracing: dict[str, Any] = {}  # settings that are on for now, and their value
 def trace_again_if_needed(graph_module: fx.GraphModule, external_graph: bool) -> None:
     """Trace the current frame again if it broke where Dynamo needs a setting that is off.
 
-    The setting (``trace_autograd_ops``) is on for that one frame only, so functions compiled by
-    other backends never see it. With ``external_graph``, when a
-    differentiable input comes from outside the frame, ``backward()`` stays eager: Dynamo would
-    trace it without that input's own graph, and with no leaf in the frame it would drop it.
+    So it is where ``configure_dynamo`` does not reach: for a backend that calls zc and is none of
+    its functions, and in other threads, which have settings of their own. The setting
+    (``trace_autograd_ops``) is on for that one frame only, so functions compiled by other backends
+    never see it. With ``external_graph``, when a differentiable input comes from outside the frame,
+    ``backward()`` stays eager: Dynamo would trace it without that input's own graph, and with no
+    leaf in the frame it would drop it.
     """
     reason = getattr(graph_module, "compile_subgraph_reason", None)
     text = reason.reason if reason is not None and reason.graph_break else ""
@@ -84,13 +109,27 @@ def trace_backward(package: str) -> bool:
     As ``trace_again_if_needed``, before the frame breaks; called while Dynamo traces it. Returns
     whether the backend of the frame is a function of ``package``.
     """
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    backend = _innermost_backend(InstructionTranslator.current_tx().output.compiler_fn)
-    if str(getattr(backend, "__module__", "")).partition(".")[0] != package:
+    if not _is_traced_for(package):
         return False
     _turn_on({"trace_autograd_ops"} - _retracing.keys())
     return True
+
+
+def _is_traced_for(package: str) -> bool:
+    """Whether Dynamo is tracing a frame whose backend is a function of ``package``."""
+    output = output_being_traced()
+    backend = None if output is None else _innermost_backend(output.compiler_fn)
+    return str(getattr(backend, "__module__", "")).partition(".")[0] == package
+
+
+def output_being_traced() -> Any:
+    """The graph that Dynamo is tracing, with what belongs to it; ``None`` outside of tracing."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        return InstructionTranslator.current_tx().output
+    except AttributeError:
+        return None
 
 
 def _innermost_backend(backend: Any) -> Any:
@@ -151,10 +190,5 @@ def is_compiled_wrapper(module: torch.nn.Module) -> bool:
 
 def code_being_compiled() -> Any:
     """The code object that Dynamo is compiling right now, or ``None``."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    try:
-        root: Any = InstructionTranslator.current_tx().output.root_tx
-        return root.f_code
-    except AttributeError:
-        return None
+    output = output_being_traced()
+    return None if output is None else output.root_tx.f_code

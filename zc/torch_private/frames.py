@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch._dynamo
 
+from zc.torch_private.dynamo import output_being_traced
+
 _hooks: list[Any] = []  # of the compilation that goes on
 _allow_empty: list[bool] = []  # Dynamo's setting before it
 
@@ -88,9 +90,5 @@ def _code_calling(code: Any, call: Callable[..., Any]) -> Any:
 
 def _root_frame() -> Any:
     """Dynamo's translator of the frame that it is compiling; ``None`` outside of compilation."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    try:
-        return InstructionTranslator.current_tx().output.root_tx
-    except AttributeError:
-        return None
+    output = output_being_traced()
+    return None if output is None else output.root_tx
