@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 from tracing import physical, program_of
-from verify import mutations as change
+from verify import changes, places
+from verify.mutations import VERIFIED
 
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor
@@ -42,7 +43,7 @@ def first(program: Program, target: Any) -> fx.Node:
 
 def at(name: str, position: int = 0) -> Break:
     """The mutation called ``name``, at one of its places."""
-    mutation = change.VERIFIED[name]
+    mutation = VERIFIED[name]
 
     def apply(program: Program) -> None:
         mutation.apply(program, mutation.places(program)[position])
@@ -144,7 +145,7 @@ def broadcast(program: Program) -> None:
 
 
 def strided_operand(program: Program) -> None:
-    gather = change.collectives(program)[0]
+    gather = places.collectives(program)[0]
     (shard,) = gather.all_input_nodes
     turned = insert(program, gather, aten.as_strided.default, shard, [4, 8], [1, 4])
     gather.replace_input_with(shard, turned)
@@ -158,13 +159,13 @@ def odd_rows(program: Program) -> None:
 
 
 def gather_without_a_wait(program: Program) -> None:
-    gather = change.collectives(program)[0]
+    gather = places.collectives(program)[0]
     insert(program, gather, gather.target, *gather.args)
 
 
 def coalesced(program: Program) -> tuple[fx.Node, fx.Node]:
     shards = program.placeholders("param")
-    before = change.collectives(program)[0]
+    before = places.collectives(program)[0]
     target = C10D.all_gather_into_tensor_coalesced.default
     return insert(program, before, target, shards, 2, "dp"), before
 
@@ -189,11 +190,11 @@ def forget_an_item(program: Program) -> None:
 
 def gather_too_much(program: Program) -> None:
     """Gather in 64 bits, cast behind the wait."""
-    wait = change.waits_of("gather")(program)[0]
-    gather = change.start_of(wait)
+    wait = places.waits_of("gather")(program)[0]
+    gather = places.start_of(wait)
     (shard,) = gather.all_input_nodes
     gather.replace_input_with(shard, insert(program, gather, aten.to.dtype, shard, torch.float64))
-    cast = change.insert_behind(program, wait, aten.to.dtype, wait, torch.float32)
+    cast = changes.insert_behind(program, wait, aten.to.dtype, wait, torch.float32)
     wait.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
     for name in (gather, wait, cast):
         name.meta["val"] = derive(name, program.fake_mode)
