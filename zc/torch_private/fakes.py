@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import fx
 
 from zc.torch_private.fakes import fake_mode_of
@@ -45,7 +44,9 @@ def compile_region(
 
 def inductor_counts() -> dict[str, int]:
     """Inductor's counts of regions compiled (``misses``) and loaded from its cache (``hits``)."""
-    counts = torch._dynamo.utils.counters["inductor"]
+    from torch._dynamo.utils import counters
+
+    counts = counters["inductor"]
     return {
         "hits": counts["fxgraph_cache_hit"],
         "misses": counts["fxgraph_cache_miss"] + counts["fxgraph_cache_bypass"],

@@ -1,7 +1,6 @@
 """Which versions of torch zc is for."""
 
 import torch
-import torch._dynamo
 
 from zc.errors import CaptureError
 
