@@ -18,8 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -30,6 +29,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from zc.torch_private import fake_world
+
+__all__ = ["Outcome", "RanksFailed", "fake_world", "outcomes_of", "run_ranks"]
 GROUP_TIMEOUT = timedelta(seconds=30)
 GRACE_SECONDS = 10.0  # for the other ranks to end by themselves after the first failure
 PRELOADED = ["torch.distributed", "torch._dynamo", "torch._inductor.compile_fx", "zc.backend"]
@@ -76,18 +78,6 @@ def outcomes_of(
             process.start()
         _join(ranks, time.monotonic() + timeout)
         return [_outcome(Path(folder, f"{r}.pt"), process) for r, process in enumerate(ranks)]
-
-
-@contextmanager
-def fake_world(world: int, rank: int = 0) -> Iterator[None]:
-    """A process group of ``world`` ranks in which nothing moves, for building programs."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def _join(ranks: list[BaseProcess], deadline: float) -> None:

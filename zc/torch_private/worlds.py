@@ -9,11 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @contextmanager
-def fake_world(world: int) -> Iterator[None]:
+def fake_world(world: int, rank: int = 0) -> Iterator[None]:
     """A process group of ``world`` ranks in which nothing moves, for building programs."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         yield
     finally:
