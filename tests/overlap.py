@@ -1,14 +1,16 @@
 """Programs and devices for the passes that overlap communication with compute."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from operator import getitem
 from typing import Any
 
 import torch
+from hypothesis import Phase
 from hypothesis import strategies as st
-from tracing import Shapes, physical, program_of
+from random_losses import assert_same_bits
+from tracing import Shapes, physical, program_of, random_inputs
 from update.optimizers import of
 from update.step_programs import step_program
 from zc.passes.fuse_update import FuseUpdate
@@ -25,6 +27,9 @@ from zc.program.places import Group, Places, move
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
 from zc.program.types import retype
+from zc.program.units import Bytes
+from zc.run.lockstep import lockstep
+from zc.verify import verify
 
 FAR = Link(1.0, 1e30)
 DEVICE = Device(
@@ -33,6 +38,7 @@ DEVICE = Device(
     host=FAR, file=FAR,
 )  # fmt: skip
 INPUTS: Shapes = {"x": (4, 8)}
+PHASES = (Phase.explicit, Phase.generate)
 
 seconds = st.sampled_from([0.0, 0.25, 1.0, 3.0, 10.0])
 devices = st.builds(
@@ -43,6 +49,7 @@ devices = st.builds(
     seconds, seconds, st.sampled_from([1e2, 1e3, 1e30]), st.sampled_from([0.0, 0.1]),
     st.sampled_from([0.0, 0.5]), st.booleans(),
 )  # fmt: skip
+memories = st.sampled_from([None, Bytes(0), Bytes(300), Bytes(10**6)])
 widths = st.lists(st.sampled_from([8, 16, 32]), min_size=3, max_size=4)
 
 
@@ -85,6 +92,32 @@ def step_on(
     if fused:
         FuseUpdate().run(program)
     return program
+
+
+def order(program: Program) -> list[str]:
+    """Names of all nodes."""
+    return [node.name for node in program.graph.nodes]
+
+
+def assert_same_results(program: Program, rewrite: Callable[[Program], None]) -> None:
+    """``rewrite`` leaves ``program`` valid, and changes no bit of what it returns."""
+    given = random_inputs(program, INPUTS)
+    before = lockstep(program, given)
+    rewrite(program)
+    verify(program, full=True)
+    assert_same_bits(before, lockstep(program, given))
+
+
+def assert_no_slower_within(
+    program: Program, rewrite: Callable[[Program], None], memory: int | None
+) -> None:
+    """As above, in no more time and with ``memory`` bytes at most above the peak."""
+    assert program.device is not None
+    seconds, peak = simulate(program, program.device).seconds, peak_bytes(program.graph)
+    assert_same_results(program, rewrite)
+    assert simulate(program, program.device).seconds <= seconds
+    if memory is not None:
+        assert peak_bytes(program.graph) <= peak + memory
 
 
 def coalesce(program: Program, names: Sequence[str], target: Any) -> None:

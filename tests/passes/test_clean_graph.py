@@ -254,46 +254,6 @@ def test_kept(name: str):
     assert ops(cleaned(build, shape)) == expected
 
 
-def zeros(edit: Editor, rows: int) -> fx.Node:
-    """A number that takes ``rows`` times 256 bytes for a moment."""
-    return edit.call(aten.sum.default, edit.call(aten.zeros.default, [rows, 64]))
-
-
-def cast_again(edit: Editor, x: fx.Node) -> list[fx.Node]:
-    """16 KiB, and as much again behind 25 KiB of other values."""
-    large = edit.call(aten.expand.default, x, [128, 64])
-    half = {"dtype": torch.bfloat16}
-    first = edit.call(aten.sum.default, edit.call(aten._to_copy.default, large, **half))
-    between = zeros(edit, 100)
-    return [
-        first,
-        between,
-        edit.call(aten.sum.default, edit.call(aten._to_copy.default, large, **half)),
-    ]
-
-
-def copy_of_a_row(edit: Editor, x: fx.Node) -> list[fx.Node]:
-    """The row is read behind 25 KiB of other values, the 16 KiB that it is of before."""
-    large = edit.call(aten.mul.Tensor, edit.call(aten.expand.default, x, [64, 64]), 3.0)
-    row = edit.call(aten.clone.default, edit.call(aten.slice.Tensor, large, 0, 0, 1))
-    first = edit.call(aten.sum.default, large)
-    return [first, zeros(edit, 100), neg(edit, row)]
-
-
-@pytest.mark.parametrize("build", [cast_again, copy_of_a_row])
-def test_a_value_lives_on_below_the_peak_only(build: Callable[..., list[fx.Node]]):
-    """16 KiB fit through a stretch of 25 KiB beside a peak of 48, not where 25 is the peak."""
-
-    def peak_later(edit: Editor, x: fx.Node) -> list[fx.Node]:
-        return [*build(edit, x), zeros(edit, 192)]
-
-    kept, gone = cleaned(build, (1, 64)), cleaned(peak_later, (1, 64))
-    assert ops(kept) == ops(built(build, (1, 64)))
-    assert len(ops(gone)) == len(ops(kept)) + 2 - 1
-    for some, program in ((build, kept), (peak_later, gone)):
-        assert peak_by_phase(program.graph) == peak_by_phase(built(some, (1, 64)).graph)
-
-
 @settings(max_examples=25)
 @given(loss=random_losses, zero_stage=st.sampled_from([1, 3]))
 def test_no_bit_changes_and_no_peak_rises(loss: RandomLoss, zero_stage: int):

@@ -7,26 +7,33 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from overlap import DEVICE, INPUTS, chain, coalesce, devices, program_on, step_on, tied, widths
-from tracing import random_inputs
+from overlap import (
+    DEVICE,
+    INPUTS,
+    PHASES,
+    assert_no_slower_within,
+    assert_same_results,
+    chain,
+    coalesce,
+    devices,
+    program_on,
+    step_on,
+    tied,
+    widths,
+)
 from update.step_programs import outcome
 from zc.passes.keep_gathered import KeepGathered, choose, keep, repeats_of
 from zc.passes.prefetch_gathers import PrefetchGathers
 
 from zc.cost.device import Device, Link
-from zc.cost.simulate import simulate
-from zc.errors import PipelineError
 from zc.program.collectives import C10D
 from zc.program.copying import copy_program
 from zc.program.liveness import memory_timeline, peak_bytes
 from zc.program.program import Program
 from zc.program.units import Bytes
-from zc.run.lockstep import lockstep
 from zc.verify import verify
-
-PHASES = (Phase.explicit, Phase.generate)
 
 
 def kept(program: Program) -> tuple[str, ...]:
@@ -46,16 +53,7 @@ def test_results_and_limit(device: Device, sizes: list[int], memory: int, fn: An
     program = program_on(device, sizes, 3, fn)
     if ahead:
         PrefetchGathers().run(program)
-    given_inputs = random_inputs(program, INPUTS)
-    before, seconds = lockstep(program, given_inputs), simulate(program, device).seconds
-    peak = peak_bytes(program.graph)
-    KeepGathered(memory=Bytes(memory)).run(program)
-    verify(program, full=True)
-    after = lockstep(program, given_inputs)
-    pairs = [p for rows in zip(before, after, strict=True) for p in zip(*rows, strict=True)]
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert simulate(program, device).seconds <= seconds
-    assert peak_bytes(program.graph) <= peak + memory
+    assert_no_slower_within(program, KeepGathered(memory=Bytes(memory)).run, memory)
 
 
 @settings(max_examples=5, deadline=None, phases=PHASES)
@@ -76,13 +74,8 @@ def test_a_whole_step_keeps_its_results_and_its_cap(
 
 def test_in_a_loop_over_micro_batches():
     program = program_on(DEVICE, [8, 16], 3, count=2)
-    given_inputs = random_inputs(program, INPUTS)
-    before = lockstep(program, given_inputs)
-    KeepGathered(memory=Bytes(10**6)).run(program)
-    verify(program, full=True)
+    assert_same_results(program, KeepGathered(memory=Bytes(10**6)).run)
     assert kept(program) == ("w1",)  # backward reads no other one
-    for old, new in zip(before, lockstep(program, given_inputs), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
 
 
 @settings(max_examples=15, deadline=None, phases=PHASES)
@@ -162,14 +155,3 @@ def test_a_program_that_gains_nothing_stays_as_it_is(
     KeepGathered(memory=memory).run(program)
     assert str(program) == before
     assert program.notes == [f"keep_gathered: left alone: {note}"]
-
-
-def test_a_program_without_a_device_is_refused():
-    program = program_on(DEVICE, [8, 8], 3)
-    program.device = None
-    with pytest.raises(PipelineError) as caught:
-        KeepGathered().run(program)
-    assert str(caught.value) == (
-        "'keep_gathered' weighs costs, and the program has no device; run it in a pass "
-        "pipeline, or set program.device to one of zc.devices.reader.load_device"
-    )

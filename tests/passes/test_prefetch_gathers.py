@@ -6,43 +6,38 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from overlap import (
     DEVICE,
     INPUTS,
+    PHASES,
+    assert_no_slower_within,
+    assert_same_results,
     best_by_force,
     chain,
     coalesce,
     devices,
+    memories,
+    order,
     program_on,
     shapes_of,
     step_on,
     tied,
     widths,
 )
-from tracing import physical, program_of, random_inputs
+from tracing import physical, program_of
 from update.step_programs import outcome
 from zc.passes.prefetch_gathers import PrefetchGathers, issues_of
 
 from zc.cost.device import Device, Link
 from zc.cost.simulate import simulate
 from zc.cost.windows import earliest
-from zc.errors import PipelineError
 from zc.program.collectives import C10D, is_collective
 from zc.program.liveness import memory_timeline, peak_bytes
 from zc.program.places import Places, move, places_of
-from zc.program.program import Program
 from zc.program.units import Bytes
-from zc.run.lockstep import lockstep
 from zc.verify import verify
-
-PHASES = (Phase.explicit, Phase.generate)
-memories = st.sampled_from([None, Bytes(0), Bytes(300), Bytes(10**6)])
-
-
-def order(program: Program) -> list[str]:
-    return [node.name for node in program.graph.nodes]
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
@@ -68,17 +63,7 @@ def test_results_and_limit(
     device: Device, sizes: list[int], zero_stage: int, memory: Bytes | None, fn: Any
 ):
     program = program_on(device, sizes, zero_stage, fn)
-    given_inputs = random_inputs(program, INPUTS)
-    before, seconds = lockstep(program, given_inputs), simulate(program, device).seconds
-    peak = peak_bytes(program.graph)
-    PrefetchGathers(memory=memory).run(program)
-    verify(program, full=True)
-    after = lockstep(program, given_inputs)
-    pairs = [p for rows in zip(before, after, strict=True) for p in zip(*rows, strict=True)]
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert simulate(program, device).seconds <= seconds
-    if memory is not None:
-        assert peak_bytes(program.graph) <= peak + memory
+    assert_no_slower_within(program, PrefetchGathers(memory=memory).run, memory)
 
 
 @settings(max_examples=6, deadline=None, phases=PHASES)
@@ -101,13 +86,7 @@ def test_a_whole_step_keeps_its_results_and_its_cap(
 @given(devices, st.sampled_from([1, 2, 3]), memories)
 def test_in_a_loop_over_micro_batches(device: Device, zero_stage: int, memory: Bytes | None):
     program = program_on(device, [8, 16], zero_stage, count=2)
-    given_inputs = random_inputs(program, INPUTS)
-    before = lockstep(program, given_inputs)
-    PrefetchGathers(memory=memory).run(program)
-    verify(program, full=True)
-    after = lockstep(program, given_inputs)
-    pairs = [p for rows in zip(before, after, strict=True) for p in zip(*rows, strict=True)]
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert_same_results(program, PrefetchGathers(memory=memory).run)
 
 
 def everywhere(places: Places) -> Places:
@@ -208,28 +187,12 @@ def test_a_program_that_gains_nothing_stays_as_it_is(options: dict[str, Any], no
     assert program.notes == [note]
 
 
-def test_a_program_without_a_device_is_refused():
-    program = program_on(DEVICE, [8, 8], 3)
-    program.device = None
-    with pytest.raises(PipelineError) as caught:
-        PrefetchGathers().run(program)
-    assert str(caught.value) == (
-        "'prefetch_gathers' weighs costs, and the program has no device; run it in a pass "
-        "pipeline, or set program.device to one of zc.devices.reader.load_device"
-    )
-
-
 def test_a_bucket_moves_as_one(golden: Callable[..., None]):
     program = program_on(DEVICE, [8, 8, 8, 8], 2)
     coalesce(program, ["w2_gather", "w3_gather"], C10D.all_gather_into_tensor_coalesced.default)
     verify(program)
-    given_inputs = random_inputs(program, INPUTS)
-    before = lockstep(program, given_inputs)
-    PrefetchGathers().run(program)
-    verify(program)
+    assert_same_results(program, PrefetchGathers().run)
     golden(str(program))
-    for old, new in zip(before, lockstep(program, given_inputs), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
 
 
 def test_gathers_keep_their_order():
