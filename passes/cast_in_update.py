@@ -36,7 +36,7 @@ from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
 from zc.program.tables import State
-from zc.program.types import retype
+from zc.program.retype import retype
 
 aten: Any = torch.ops.aten
 

@@ -36,9 +36,9 @@ from zc.program.packing import pack, unpack
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.recompute import copy_chain
+from zc.program.retype import retype
 from zc.program.stamps import stamp_of
 from zc.program.tables import Param
-from zc.program.types import retype
 from zc.program.units import Bytes
 from zc.state.markers import GRAD, PARAM
 

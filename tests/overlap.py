@@ -25,8 +25,8 @@ from zc.program.edit import Editor, erase_dead
 from zc.program.liveness import peak_bytes
 from zc.program.places import Group, Places, move
 from zc.program.program import Program
+from zc.program.retype import retype
 from zc.program.stamps import stamp_of
-from zc.program.types import retype
 from zc.program.units import Bytes
 from zc.run.lockstep import lockstep
 from zc.verify import verify

@@ -23,9 +23,9 @@ from zc.program.layout import Layout, choose_layout
 from zc.program.mesh import Mesh
 from zc.program.nodes import set_input
 from zc.program.program import Program
+from zc.program.retype import retype
 from zc.program.stamps import Stamp, set_stamp
 from zc.program.tables import Input, Output, Param
-from zc.program.types import retype
 from zc.run.lockstep import shard_inputs
 from zc.state import markers
 from zc.state.microbatches import JOIN, SPLIT

@@ -15,9 +15,9 @@ from zc.program.mesh import Mesh
 from zc.program.nodes import set_input
 from zc.program.pass_base import Pass
 from zc.program.program import Program
+from zc.program.retype import retype
 from zc.program.stamps import Stamp, set_stamp
 from zc.program.tables import Input, Output, Param
-from zc.program.types import retype
 from zc.state.markers import GRAD, PARAM
 from zc.torch_private import fake_mode_of
 

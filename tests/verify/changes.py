@@ -19,8 +19,8 @@ from zc.program.edit import Editor, replace_uses
 from zc.program.liveness import peak_bytes
 from zc.program.nodes import input_of, set_input, value_of
 from zc.program.program import Program
+from zc.program.retype import retype
 from zc.program.stamps import restamp, stamp_of
-from zc.program.types import retype
 
 aten: Any = torch.ops.aten
 

@@ -37,9 +37,10 @@ from zc.program.mesh import Mesh
 from zc.program.nodes import input_of, set_input, value_of
 from zc.program.printer import print_node
 from zc.program.program import Program
+from zc.program.retype import retype
 from zc.program.stamps import BACKWARD, FORWARD, stamp_of
 from zc.program.tables import Input, InputKind, Output, OutputKind, Param
-from zc.program.types import derive, retype
+from zc.program.types import derive
 from zc.state.markers import GRAD, PARAM, layout_from_args
 
 

@@ -1,11 +1,11 @@
 """Types are real: the type of a node is what its op returns for its operands, aliasing included."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_map
 
 from zc.program.collectives import WAIT
 from zc.program.nodes import value_of
@@ -40,21 +40,6 @@ def _gives_number(node: fx.Node) -> bool:
     return bool(sources) and all(map(is_number, sources))
 
 
-def retype(program: Program, graph: fx.Graph) -> None:
-    """Derive the type of every computed node of ``graph`` anew, in order."""
-    shape_env = program.fake_mode.shape_env
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        if has_unbacked(value_of(node)):
-            continue
-        if shape_env is None:
-            node.meta["val"] = derive(node, program.fake_mode)
-        else:
-            with shape_env.ignore_fresh_unbacked_symbols():
-                node.meta["val"] = derive(node, program.fake_mode)
-
-
 def retype_views(program: Program, graph: fx.Graph, readers: set[fx.Node]) -> None:
     """Derive anew the types of those of ``readers``, and of their views, that are views.
 
@@ -78,14 +63,30 @@ def _storages(value: Any) -> set[int]:
 
 def has_unbacked(value: Any) -> bool:
     """True when a size in ``value`` depends on data, so that running the op again renames it."""
+    items = value if isinstance(value, (tuple, list)) else [value]
+    return any(_is_symbolic(item) and _is_unbacked(item) for item in items)
+
+
+def _is_symbolic(item: Any) -> bool:
+    """Whether there is any symbol in ``item``; most tensors have none, and this is quick to say."""
+    if isinstance(item, torch.Tensor):
+        return not is_static(item)
+    return isinstance(item, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def is_static(tensor: torch.Tensor) -> bool:
+    """Whether all sizes, strides and the offset of ``tensor`` are numbers."""
+    return _plain((*tensor.shape, *tensor.stride(), tensor.storage_offset()))
+
+
+def _is_unbacked(item: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-    items = value if isinstance(value, (tuple, list)) else [value]
-    return any(
-        isinstance(item, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool))
-        and bool(free_unbacked_symbols(item))
-        for item in items
-    )
+    return bool(free_unbacked_symbols(item))
+
+
+def _plain(sizes: Sequence[Any]) -> bool:
+    return all(type(size) is int for size in sizes)
 
 
 def same_type(left: Any, right: Any) -> bool:
@@ -97,10 +98,19 @@ def same_type(left: Any, right: Any) -> bool:
             and all(map(same_type, left, right))
         )
     if isinstance(left, torch.Tensor):
-        return isinstance(right, torch.Tensor) and _signature(left) == _signature(right)
+        return left is right or (isinstance(right, torch.Tensor) and _same_tensor(left, right))
     return type(left) is type(right) and str(left) == str(right)
 
 
-def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
-    sizes = tree_map(str, (tuple(tensor.shape), tuple(tensor.stride())))
-    return sizes, tensor.dtype, tensor.device
+def _same_tensor(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if (left.dtype, left.device, left.dim()) != (right.dtype, right.device, right.dim()):
+        return False
+    pairs = (left.shape, right.shape), (left.stride(), right.stride())
+    return all(_same_sizes(*pair) for pair in pairs)
+
+
+def _same_sizes(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Whether two rows of sizes are equal; symbols are compared as text, which guards nothing."""
+    if _plain(left) and _plain(right):
+        return tuple(left) == tuple(right)
+    return list(map(str, left)) == list(map(str, right))

@@ -1,14 +1,15 @@
 """Types: each node's stored type is what its op returns for its operands, aliasing included."""
 
 from contextlib import nullcontext
-from operator import getitem
+from operator import getitem, is_
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import map_arg
 
 from zc import torch_private
+from zc.program.alike import Alike
+from zc.program.liveness import storages_of
 from zc.program.nodes import tensors_of, value_of
 from zc.program.printer import print_type
 from zc.program.program import Program
@@ -30,23 +31,29 @@ _ONE_DTYPE = frozenset(
 def check(program: Program, *, full: bool = True) -> None:
     """Refuse a node whose stored type is not the one its op returns.
 
+    Where one node was found right, so are all that are alike (``zc.program.alike``).
+
     Args:
         program: the program; its nodes remember that they were found right.
-        full: derive every node; otherwise only those that changed since they were last found right,
-            or whose operands did.
+        full: look at every node; otherwise only at those that changed since they were last found
+            right, or whose operands did.
 
     Raises:
         VerifyError: naming the node, its stored type and the derived one.
     """
     for graph in program.graphs.values():
         owners: dict[int, fx.Node] = {}
+        alike, right = Alike(), set()
         for node in graph.nodes:
             if node.op != "call_function":
                 _own(owners, node)
                 continue
-            evidence = _evidence(node)
+            evidence = _Evidence(node)
             if full or node.meta.get(_VERIFIED) != evidence:
-                _check_node(program, node)
+                key = alike.key(node)
+                if key is None or key not in right:
+                    _check_node(program, node)
+                    right.add(key)
                 node.meta[_VERIFIED] = evidence
             _check_fresh(program, node, owners)
 
@@ -59,6 +66,8 @@ def _check_node(program: Program, node: fx.Node) -> None:
     if "val" not in node.meta:
         raise _untyped(program, node)
     derived = (_item if node.target is getitem else _derive)(program, node)
+    if derived is stored:  # an item, which others of a long list need not be looked at for
+        return
     if node.target in _ONE_DTYPE:
         _check_one_dtype(program, node)
     if has_unbacked(stored):
@@ -148,9 +157,11 @@ def _storage_of(node: fx.Node | None) -> str:
 
 def _check_fresh(program: Program, node: fx.Node, owners: dict[int, fx.Node]) -> None:
     """A storage that comes from no operand belongs to no earlier value."""
-    own = {_storage(t) for t in tensors_of(node)}
-    own -= {_storage(t) for source in node.all_input_nodes for t in tensors_of(source)}
+    own = storages_of(node)
+    theirs = [storages_of(source) for source in node.all_input_nodes]
     for key in own:
+        if any(key in storages for storages in theirs):
+            continue
         if key in owners:
             raise refusal(
                 program,
@@ -162,8 +173,8 @@ def _check_fresh(program: Program, node: fx.Node, owners: dict[int, fx.Node]) ->
 
 
 def _own(owners: dict[int, fx.Node], node: fx.Node) -> None:
-    for tensor in tensors_of(node):
-        owners.setdefault(_storage(tensor), node)
+    for key in storages_of(node):
+        owners.setdefault(key, node)
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -187,25 +198,21 @@ def _full_type(value: Any) -> str:
     return text if value.device.type == "cpu" else f"{text} on {value.device}"
 
 
-def _evidence(node: fx.Node) -> tuple[Any, ...]:
-    """What a node's type follows from: its op, its arguments with their types; and the type."""
-    arguments = map_arg((node.args, node.kwargs), _held)  # type: ignore[arg-type]
-    return node.target, arguments, _Held(value_of(node))
+class _Evidence:
+    """What a node's type follows from, and the type: objects, each compared by identity.
 
+    A pass that changes an op, its arguments or a type puts another object in its place.
+    """
 
-class _Held:
-    """A type compared by identity: a pass that changes it puts another object in its place."""
+    __slots__ = ("objects",)
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, node: fx.Node) -> None:
+        types = map(value_of, node.all_input_nodes)
+        self.objects = (node.target, node.args, node.kwargs, value_of(node), *types)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.value is other.value
+        if not isinstance(other, _Evidence) or len(self.objects) != len(other.objects):
+            return False
+        return all(map(is_, self.objects, other.objects))
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _held(source: fx.Node) -> _Held:
-    return _Held(value_of(source))

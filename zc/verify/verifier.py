@@ -21,7 +21,7 @@ def verify(program: Program, *, full: bool = True, capped: bool = True) -> None:
 
     Args:
         program: logical or physical, of any level.
-        full: derive the type of every node; otherwise of those only that changed, or whose operands
+        full: check the type of every node; otherwise of those only that changed, or whose operands
             did, since a verification last found them right.
         capped: whether the peak must be within the program's cap already.
 

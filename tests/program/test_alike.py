@@ -1,0 +1,78 @@
+"""Nodes that are alike have results of the same types, and ``retype`` leaves what is right."""
+
+from typing import Any
+
+import torch
+from building import Build, built
+from torch import fx
+
+from zc.program.alike import Alike
+from zc.program.edit import Editor
+from zc.program.nodes import value_of
+from zc.program.retype import retype
+from zc.verify import verify
+
+aten: Any = torch.ops.aten
+
+
+def keys_of(build: Build) -> list[Any]:
+    """The keys of what ``build`` returns."""
+    alike = Alike()
+    return [alike.key(value) for value in built(build).output_values() if value is not None]
+
+
+def test_the_same_op_on_values_of_the_same_type():
+    def build(edit: Editor, x: fx.Node) -> list[fx.Node]:
+        first, second = edit.call(aten.relu.default, x), edit.call(aten.neg.default, x)
+        return [edit.call(aten.mul.Tensor, value, 2.0) for value in (first, second)]
+
+    first, second = keys_of(build)
+    assert first == second
+
+
+def test_what_tells_nodes_apart():
+    def build(edit: Editor, x: fx.Node) -> list[fx.Node]:
+        other = edit.call(aten.relu.default, x)
+        return [
+            edit.call(aten.mul.Tensor, x, 2),
+            edit.call(aten.mul.Tensor, x, 2.0),  # another constant
+            edit.call(aten.mul.Tensor, x, x),  # operands in one storage
+            edit.call(aten.mul.Tensor, x, other),
+            edit.call(aten.mul.Tensor, edit.call(aten.t.default, x), other),  # another stride
+            edit.call(aten.add.Tensor, x, other),
+        ]
+
+    keys = keys_of(build)
+    assert None not in keys
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_result_in_another_storage_is_not_alike():
+    nodes: list[fx.Node] = []
+
+    def build(edit: Editor, x: fx.Node) -> fx.Node:
+        nodes.extend(edit.call(aten.view.default, x, [-1]) for _ in range(2))
+        return x
+
+    built(build)
+    assert Alike().key(nodes[0]) == Alike().key(nodes[1])
+    nodes[1].meta["val"] = torch.empty_like(value_of(nodes[1]))
+    assert Alike().key(nodes[0]) != Alike().key(nodes[1])
+
+
+def test_retype_changes_views_of_what_was_replaced_and_nothing_else():
+    nodes: dict[str, fx.Node] = {}
+
+    def build(edit: Editor, x: fx.Node) -> fx.Node:
+        nodes["old"], nodes["new"] = (edit.call(aten.mul.Tensor, x, v) for v in (2.0, 3.0))
+        nodes["view"] = edit.call(aten.view.default, nodes["old"], [-1])
+        nodes["sum"] = edit.call(aten.add.Tensor, nodes["view"], 1.0)
+        return nodes["sum"]
+
+    program = built(build)
+    types = {name: value_of(node) for name, node in nodes.items()}
+    nodes["old"].replace_all_uses_with(nodes["new"])
+    program.graph.erase_node(nodes.pop("old"))
+    retype(program, program.graph)
+    verify(program)
+    assert [name for name, node in nodes.items() if value_of(node) is not types[name]] == ["view"]

@@ -1,0 +1,44 @@
+"""Deriving the types of a whole graph anew, after a pass has given nodes other operands."""
+
+from collections.abc import Hashable
+from contextlib import nullcontext
+
+from torch import fx
+
+from zc.program.alike import Alike
+from zc.program.liveness import storages_of
+from zc.program.nodes import value_of
+from zc.program.program import Program
+from zc.program.types import derive, has_unbacked
+
+
+def retype(program: Program, graph: fx.Graph) -> None:
+    """Derive the type of every computed node of ``graph`` anew, in order.
+
+    A type that is right stays the object that it is. It is known to be right where a node that is
+    alike was derived and found right; what is in a storage of its own may then stay there.
+    """
+    shape_env = program.fake_mode.shape_env
+    quiet = nullcontext() if shape_env is None else shape_env.ignore_fresh_unbacked_symbols()
+    alike, right, seen = Alike(), set[Hashable](), set[int]()
+    with quiet:
+        for node in graph.nodes:
+            if node.op == "call_function" and not has_unbacked(value_of(node)):
+                _settle(program, node, alike, right, seen)
+            seen.update(storages_of(node))
+
+
+def _settle(
+    program: Program, node: fx.Node, alike: Alike, right: set[Hashable], seen: set[int]
+) -> None:
+    """Leave the type of ``node`` where it is right, and derive it where it is not, or unknown."""
+    shared = {key for source in node.all_input_nodes for key in storages_of(source)}
+    lost = any(key in seen and key not in shared for key in storages_of(node))
+    key = None if lost else alike.key(node)
+    if key is not None and key in right:
+        return
+    old = value_of(node)
+    node.meta["val"] = derive(node, program.fake_mode)
+    if key is not None and alike.key(node) == key:
+        node.meta["val"] = old
+        right.add(key)
