@@ -41,7 +41,7 @@ from zc.program.program import Program
 from zc.program.sharding_rules import Placed, place
 from zc.program.stamps import UPDATE
 from zc.program.tables import State
-from zc.program.types import retype
+from zc.program.retype import retype
 from zc.program.updates import Slot, Update, UpdateClass, host_nodes, keep_number
 from zc.state.step import UPDATE as MARKER
 
@@ -111,7 +111,8 @@ class Inlining:
     def input(self, entry: State) -> fx.Node:
         """The placeholder of a state entry, made where there is none yet."""
         if entry.name not in self.inputs:
-            self.inputs[entry.name] = state_input(self.program, entry)
+            behind = next(reversed(self.inputs.values()), None)
+            self.inputs[entry.name] = state_input(self.program, entry, behind)
         return self.inputs[entry.name]
 
 

@@ -71,10 +71,15 @@ class Editor:
             self.stamp = kept
 
 
-def state_input(program: Program, entry: State) -> fx.Node:
-    """Enter ``entry`` into the state table, and make the placeholder that it is read through."""
+def state_input(program: Program, entry: State, behind: fx.Node | None = None) -> fx.Node:
+    """Enter ``entry`` into the state table, and make the placeholder that it is read through.
+
+    Who adds many says which input is the last one so far, ``behind``: looking for it takes time.
+    """
     program.state[entry.name] = entry
-    with program.graph.inserting_after(program.placeholders()[-1]):
+    if behind is None or behind.next.op == "placeholder":
+        behind = program.placeholders()[-1]
+    with program.graph.inserting_after(behind):
         node = program.graph.placeholder(node_name(entry.name))
     set_input(node, Input("state", entry.name))
     set_stamp(node, Stamp(param=entry.param))

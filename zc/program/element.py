@@ -240,6 +240,6 @@ def _operand_name(node: fx.Node, element: Element) -> str:
 
 def _optimizer_of(program: Program, param: str) -> str:
     for update in program.updates:
-        if any(param in kind.names() for kind in update.classes):
+        if any(param in kind.updated for kind in update.classes):
             return update.optimizer.replace("-", "_")
     return "update"

@@ -16,6 +16,7 @@ marker ``zc::update`` and makes it work on shards.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -105,6 +106,11 @@ class UpdateClass:
     def names(self) -> list[str]:
         """All parameters of the class, in order."""
         return [name for application in self.members for name in application]
+
+    @cached_property
+    def updated(self) -> frozenset[str]:
+        """All parameters of the class, to ask whether one is among them."""
+        return frozenset(self.names())
 
 
 @dataclass(frozen=True)
