@@ -1,6 +1,7 @@
 """Facts about a graph that several passes ask for."""
 
 import operator
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import Loop, loop_by_node
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.stamps import FORWARD, stamp_of
+
+_ACTS: dict[Any, bool] = {}  # of op overloads, whatever their arguments
 
 
 def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
@@ -59,11 +62,14 @@ def turns(graph: fx.Graph) -> dict[fx.Node, int]:
 
 def is_view(node: fx.Node) -> bool:
     """Whether ``node`` returns a view of its operand, or an item of a result: nothing is moved."""
-    if node.target is operator.getitem:
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
+    return node.target is operator.getitem or _returns_view(node.target)
+
+
+@cache
+def _returns_view(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
         return False
-    aliases = [r.alias_info for r in node.target._schema.returns]
+    aliases = [r.alias_info for r in target._schema.returns]
     return any(a is not None and not a.is_write for a in aliases)
 
 
@@ -143,17 +149,27 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def _writes(node: fx.Node) -> bool:
-    schema: Any = getattr(node.target, "_schema", None)
+    return _is_mutable(node.target)
+
+
+@cache
+def _is_mutable(target: Any) -> bool:
+    schema: Any = getattr(target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+@cache
+def _draws(target: Any) -> bool:
+    overload = isinstance(target, torch._ops.OpOverload)
+    return overload and torch.Tag.nondeterministic_seeded in target.tags
 
 
 def is_random(node: fx.Node) -> bool:
     """Whether ``node`` draws from a generator behind the graph's back."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not _draws(node.target):
         return False
-    if torch.Tag.nondeterministic_seeded not in node.target.tags:
-        return False
-    names = [a.name for a in node.target._schema.arguments]
+    target: Any = node.target
+    names = [a.name for a in target._schema.arguments]
     if "dropout_p" not in names:
         return True
     index = names.index("dropout_p")  # attention: random only when it drops
@@ -172,7 +188,21 @@ def is_pure(node: fx.Node) -> bool:
         return isinstance(source, fx.Node) and is_pure(source)
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return False
-    namespace, name = node.target._schema.name.split("::")
-    uninitialised = "empty" in name
-    other = namespace != "aten" or uninitialised or not tensors_of(node)
-    return not (other or _writes(node) or node.is_impure() or is_random(node))
+    if not _only_computes(node.target) or not tensors_of(node):
+        return False
+    return not (acts(node) or is_random(node))
+
+
+@cache
+def _only_computes(target: torch._ops.OpOverload) -> bool:
+    """Whether ``target`` is an aten op that fills what it returns and writes to nothing else."""
+    namespace, name = target._schema.name.split("::")
+    return namespace == "aten" and "empty" not in name and not _is_mutable(target)
+
+
+def acts(node: fx.Node) -> bool:
+    """Whether torch says that the op of ``node`` does more than to return values."""
+    target = node.target
+    if target not in _ACTS:
+        _ACTS[target] = node.is_impure()
+    return _ACTS[target]

@@ -8,6 +8,7 @@ import operator
 import torch
 from torch import fx
 
+from zc.program.analysis import acts
 from zc.program.collectives import is_collective, is_wait
 from zc.program.loops import ACCUMULATOR
 from zc.program.nodes import value_of
@@ -30,7 +31,7 @@ def is_effect(node: fx.Node) -> bool:
         return isinstance(source, fx.Node) and is_effect(source)
     if not isinstance(node.target, torch._ops.OpOverload):
         return isinstance(node.target, torch._ops.HigherOrderOperator)
-    return node.is_impure() or has_unbacked(value_of(node))
+    return acts(node) or has_unbacked(value_of(node))
 
 
 def is_count(node: fx.Node) -> bool:

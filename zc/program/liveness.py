@@ -16,14 +16,15 @@ from torch import fx
 from zc.program.collectives import (
     COLLECTIVES,
     hint,
-    is_coalesced,
     is_collective,
     is_wait,
     start_of,
 )
 from zc.program.loops import loop_by_node
-from zc.program.nodes import tensors_of
+from zc.program.nodes import tensors_of, value_of
 from zc.program.stamps import stamp_of
+
+_STORAGES = "zc_storages"  # with a node: its value, and what storages_of says of it
 
 
 def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -80,11 +81,19 @@ class MemoryPoint:
 
 
 def storages_of(node: fx.Node) -> dict[int, int]:
-    """Storages that the value of ``node`` keeps alive: identity to bytes."""
+    """Storages that the value of ``node`` keeps alive: identity to bytes; not to be changed.
+
+    The answer is kept with the node, for as long as its value is the same object.
+    """
+    value = value_of(node)
+    known = node.meta.get(_STORAGES)
+    if known is not None and known[0] is value:
+        return known[1]
     found = {}
     for tensor in tensors_of(node):
         storage = tensor.untyped_storage()
         found[storage._cdata] = hint(storage.nbytes())  # type: ignore[arg-type]
+    node.meta[_STORAGES] = value, found
     return found
 
 
@@ -141,8 +150,9 @@ def storage_lives(graph: fx.Graph) -> dict[int, tuple[fx.Node, fx.Node]]:
             if order[died.setdefault(key, at)] < order[at]:
                 died[key] = at
 
+    endings = _endings(graph)
     for node, values in last_uses(graph).items():
-        started = _ended_by(node) if is_wait(node) else None
+        started = endings.get(node)
         for value in (*values, *(started.all_input_nodes if started is not None else ())):
             live_at(node, value)
     for node in graph.nodes:
@@ -163,7 +173,7 @@ def largest_live(graph: fx.Graph, at: fx.Node, count: int = 5) -> list[tuple[fx.
 
 
 def _walk(graph: fx.Graph) -> Iterator[tuple[fx.Node, _Holders]]:
-    dying = last_uses(graph)
+    dying, endings = last_uses(graph), _endings(graph)
     holders = _Holders()
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
@@ -178,7 +188,7 @@ def _walk(graph: fx.Graph) -> Iterator[tuple[fx.Node, _Holders]]:
         for value in dying.get(node, []):
             if value.op == "call_function":
                 holders.release(value)
-        started = _ended_by(node) if is_wait(node) else None
+        started = endings.get(node)
         if started is not None:
             _release_operands(holders, started)
 
@@ -195,15 +205,16 @@ def _release_operands(holders: _Holders, collective: fx.Node) -> None:
     holders.live -= COLLECTIVES[collective.target].scratch(collective)
 
 
-def _ended_by(wait: fx.Node) -> fx.Node | None:
-    """The collective whose first wait this is: it lets its operands and its scratch go."""
-    start = start_of(wait)
-    if start is None:
-        return None
-    items = start.users if is_coalesced(start) else [start]
-    return start if _first_wait(u for item in items for u in item.users) is wait else None
+def _endings(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """The first wait for each collective, which lets go of its operands and its scratch.
 
-
-def _first_wait(nodes: Any) -> fx.Node | None:
-    waits = [node for node in nodes if is_wait(node)]
-    return min(waits) if waits else None
+    By wait, with the collective.
+    """
+    ended: set[fx.Node] = set()
+    found: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        start = start_of(node) if is_wait(node) else None
+        if start is not None and start not in ended:
+            ended.add(start)
+            found[node] = start
+    return found

@@ -15,6 +15,7 @@ The body of a loop over micro-batches is indented.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,6 +91,7 @@ def print_node(node: fx.Node, program: Program | None = None) -> str:
     return f"%{node.name}: {print_type(value_of(node))} = {call}{note}"
 
 
+@cache
 def print_target(target: Any) -> str:
     """Name of an op: ``aten.mm``, ``aten.add.Tensor``, ``c10d.wait_tensor``."""
     if isinstance(target, torch._ops.OpOverload):

@@ -176,6 +176,7 @@ def _check_writes_in_flight(program: Program, graph: fx.Graph) -> None:
     The first wait for an item of a bucket completes all of it.
     """
     flying: dict[int, fx.Node] = {}
+    pending: set[fx.Node | None] = set()
     for node in graph.nodes:
         for key in (k for operand in written_operands(node) for k in storages_of(operand)):
             if key in flying:
@@ -187,8 +188,10 @@ def _check_writes_in_flight(program: Program, graph: fx.Graph) -> None:
                 )
         if is_collective(node):
             flying |= dict.fromkeys(_storages_used(node), node)
-        elif is_wait(node):
+            pending.add(node)
+        elif is_wait(node) and start_of(node) in pending:
             _land(start_of(node), flying)
+            pending.discard(start_of(node))
 
 
 def _storages_used(node: fx.Node) -> list[int]:

@@ -6,6 +6,7 @@ logical program count as the communication they stand for.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import fx
 
@@ -65,13 +66,16 @@ def _place(program: Program, node: fx.Node, places: Places) -> Place:
     if node.op == "placeholder":
         return _input_place(program, node)
     operands = [places[source] for source in node.all_input_nodes]
-    reductions = max((p.reductions for p in operands), default=0)
+    reductions = max([0, *[p.reductions for p in operands]])
     if is_gradient_reduction(node):
-        return Place(reductions=reductions + 1)
+        return _place_of(False, reductions + 1, "")
     if node.target is PARAM or is_collective(node):
-        return Place(reductions=reductions)
-    shard = "" if reads_no_values(node) else next((p.shard for p in operands if p.shard), "")
-    return Place(any(p.own for p in operands), reductions, shard)
+        return _place_of(False, reductions, "")
+    shards = [p.shard for p in operands if p.shard and not reads_no_values(node)]
+    return _place_of(any([p.own for p in operands]), reductions, shards[0] if shards else "")
+
+
+_place_of = lru_cache(Place)  # few differ, and many nodes are asked for
 
 
 def _input_place(program: Program, node: fx.Node) -> Place:
@@ -124,7 +128,7 @@ def _check_read(program: Program, node: fx.Node, places: Places) -> None:
 
 
 def _check_reduction(program: Program, node: fx.Node, places: Places) -> None:
-    if is_gradient_reduction(node) and places[node].reductions > 1:
+    if places[node].reductions > 1 and is_gradient_reduction(node):
         what = f"%{node.name} reduces a value that was reduced before"
         raise refusal(program, node, what, "reduce each gradient once")
 

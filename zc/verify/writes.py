@@ -35,19 +35,21 @@ def _check_graph(program: Program, graph: fx.Graph) -> None:
         written = {key for operand in written_operands(node) for key in storages_of(operand)}
         for key in written & writers.keys() & owned.keys():
             raise _second_write(program, node, writers[key], owned[key])
-        for source in node.all_input_nodes:
+        for source in node.all_input_nodes if writers else ():
             for key in storages_of(source):
-                _check_read(program, node, source, writers.get(key), current.get(key, set()))
-                if key in writers and key in storages_of(node):
+                if key not in writers:
+                    continue
+                _check_read(program, node, source, writers[key], current[key])
+                if key in storages_of(node):
                     current[key].add(node)
         for key in written:
             writers[key], current[key] = node, {node}
 
 
 def _check_read(
-    program: Program, node: fx.Node, source: fx.Node, writer: fx.Node | None, current: set[fx.Node]
+    program: Program, node: fx.Node, source: fx.Node, writer: fx.Node, current: set[fx.Node]
 ) -> None:
-    if writer is None or source in current:
+    if source in current:
         return
     raise refusal(
         program,
