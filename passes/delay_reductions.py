@@ -24,11 +24,11 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from zc.cost.slack import Clock, Search, waits_of
+from zc.cost.slack import Clock, Search
 from zc.cost.trial import Trial, device_of, memory_limit
 from zc.cost.windows import Window, latest
 from zc.program.analysis import is_view
-from zc.program.collectives import COLLECTIVES, is_collective, is_wait
+from zc.program.collectives import COLLECTIVES, is_collective, is_wait, waits_of
 from zc.program.liveness import memory_timeline, storages_of, written_operands
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Group, Places, move, places_of

@@ -24,21 +24,24 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 from torch import fx
-from torch.fx.node import map_arg
 
 from zc.cost.device import Device
 from zc.cost.knapsack import best_choice
 from zc.cost.simulate import simulate
-from zc.cost.slack import waits_of
 from zc.cost.trial import device_of, done_note, idle_note, memory_limit, shorter
-from zc.program.analysis import is_random
-from zc.program.collectives import COLLECTIVES, collective_of, is_collective, output_bytes
+from zc.program.collectives import (
+    COLLECTIVES,
+    collective_of,
+    is_collective,
+    output_bytes,
+    waits_of,
+)
 from zc.program.copying import copy_program
 from zc.program.edit import Editor, erase_dead
-from zc.program.effects import is_effect
 from zc.program.liveness import memory_timeline, peak_bytes, storages_of
 from zc.program.loops import Loop, loop_by_node
 from zc.program.mesh import Mesh
+from zc.program.origins import Origins, Values
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Places, places_of
 from zc.program.program import Program
@@ -77,9 +80,11 @@ class KeepGathered(Pass):
         live = [point.live_bytes for point in memory_timeline(program.graph)]
         limit = memory_limit(program, max(live), self.memory, 0)
         chosen = choose(repeats, live, limit)
-        before, rehearsed = simulate(program, device), copy_program(program)
+        if not chosen:
+            return idle_note("keeping parameters gathered", limit)
+        before, rehearsed = simulate(program, device, memory=False), copy_program(program)
         keep(rehearsed, chosen, self.name)
-        after, peak = simulate(rehearsed, device), peak_bytes(rehearsed.graph)
+        after, peak = simulate(rehearsed, device, memory=False), peak_bytes(rehearsed.graph)
         if peak > max(limit, max(live)) or not shorter(after, before):
             return idle_note("keeping parameters gathered", limit)
         keep(program, chosen, self.name)
@@ -109,7 +114,7 @@ class Repeat:
 def repeats_of(program: Program, device: Device) -> Iterator[Repeat]:
     """The gathers of ``program`` that bring what is there from an earlier phase."""
     places, loops = places_of(program.graph), loop_by_node(program.graph)
-    accesses, values = Accesses(places), Values()
+    origins, values = Origins(places, Accesses(places)), Values()
     gathered: dict[Any, fx.Node] = {}
     for node in places.nodes:
         if not is_collective(node) or COLLECTIVES[node.target].op != "all_gather":
@@ -118,47 +123,12 @@ def repeats_of(program: Program, device: Device) -> Iterator[Repeat]:
         found = []
         for wait, key in values.gathered(node):
             earlier = gathered.get(key)
-            if earlier is not None and is_kept_for(earlier, wait, places, loops, accesses):
+            if earlier is not None and is_kept_for(earlier, wait, places, loops, origins):
                 found.append((wait, earlier))
             gathered[key] = wait
         picoseconds = picoseconds_of(node, program.mesh, device)
         if picoseconds and found and len(found) == len(waits_of(node)):
-            yield repeat_of(node, found, picoseconds, places, accesses)
-
-
-class Values:
-    """Numbers for values made from inputs without effect: equal numbers, equal values."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[Any, int] = {}
-        self._of: dict[fx.Node, int] = {}
-
-    def number(self, node: fx.Node) -> None:
-        """Give ``node`` the number of the nodes that do the same."""
-        if is_effect(node) or is_random(node):
-            return
-        inputs = [self._input(source) for source in node.all_input_nodes]
-        if all(number is not None for number in inputs):
-            key = (node.target, *self._described((node.args, node.kwargs)))
-            self._of[node] = self._numbers.setdefault(key, len(self._numbers))
-
-    def gathered(self, start: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
-        """Each wait for the gather ``start``, and what tells its value from others."""
-        operands = start.args[0]
-        for wait in waits_of(start):
-            item: Any = wait.args[0]
-            operand = operands if item is start else operands[item.args[1]]  # type: ignore[index]
-            number = self._input(operand)  # type: ignore[arg-type]
-            if number is not None:
-                yield wait, (number, start.args[1:])
-
-    def _input(self, node: fx.Node) -> int | None:
-        if node.op in ("placeholder", "get_attr"):
-            return self._numbers.setdefault(node, len(self._numbers))
-        return self._of.get(node)
-
-    def _described(self, args: Any) -> tuple[str, ...]:
-        return (str(map_arg(args, lambda node: f"%{self._input(node)}")),)
+            yield repeat_of(node, found, picoseconds, origins)
 
 
 def is_kept_for(
@@ -166,7 +136,7 @@ def is_kept_for(
     wait: fx.Node,
     places: Places,
     loops: dict[fx.Node, Loop],
-    accesses: Accesses,
+    origins: Origins,
 ) -> bool:
     """Whether the value of ``earlier`` may be read in the place of that of ``wait``."""
     first, last = places.number[earlier], places.number[wait]
@@ -174,26 +144,7 @@ def is_kept_for(
     phases = [PHASES.index(stamp_of(node).phase) for node in (earlier, wait)]
     if not apart or loops.get(earlier) is not loops.get(wait) or phases[0] > phases[1]:
         return False
-    keys = inputs_behind(earlier) | inputs_behind(wait)
-    made = min(places.number.get(node, first) for node in chain_behind(earlier))
-    return accesses.last_write(keys, last) < made
-
-
-def chain_behind(wait: fx.Node) -> list[fx.Node]:
-    """The computed nodes that the value of ``wait`` comes from."""
-    found = {wait: None}
-    pending = [wait]
-    while pending:
-        new = [s for s in pending.pop().all_input_nodes if s not in found]
-        found |= dict.fromkeys(new)
-        pending += new
-    return [node for node in found if node.op == "call_function"]
-
-
-def inputs_behind(wait: fx.Node) -> set[int]:
-    """The storages of inputs that the value of ``wait`` comes from."""
-    sources = {s for node in chain_behind(wait) for s in node.all_input_nodes}
-    return {key for s in sources if s.op == "placeholder" for key in storages_of(s)}
+    return origins.last_write((earlier, wait), last) < origins.of(earlier).first
 
 
 def picoseconds_of(start: fx.Node, mesh: Mesh, device: Device) -> int:
@@ -207,16 +158,15 @@ def repeat_of(
     start: fx.Node,
     pairs: Sequence[tuple[fx.Node, fx.Node]],
     picoseconds: int,
-    places: Places,
-    accesses: Accesses,
+    origins: Origins,
 ) -> Repeat:
     """The repetition that ``start`` is, for the pairs of its waits and earlier ones."""
-    number = places.number
-    first = min(number[node] for wait, _ in pairs for node in chain_behind(wait))
+    number = origins.places.number
+    first = origins.of(pairs[0][0]).first
     keys = {key for _, earlier in pairs for key in storages_of(earlier)}
     nbytes = sum(output_bytes(wait) for wait, _ in pairs)
     waits = tuple((number[wait], number[earlier]) for wait, earlier in pairs)
-    read = min(accesses.last_read(keys), first - 1)
+    read = min(origins.accesses.last_read(keys), first - 1)
     return Repeat(waits, read, first, nbytes if read < first - 1 else 0, picoseconds)
 
 

@@ -9,7 +9,7 @@ from torch import fx
 from tracing import physical, program_of
 
 from zc.cost.device import Device, Link
-from zc.cost.times import compute_seconds, fusable_runs, in_memory, node_seconds, work
+from zc.cost.times import compute_seconds, fusable_runs, in_memory, node_seconds, works_of
 from zc.cost.work import Work, work_of
 from zc.devices.reader import builtin_device
 from zc.program.program import Program
@@ -86,9 +86,9 @@ def test_attention_is_counted_on_the_cpu():
 
 def test_fused_ops_hand_values_over_in_registers():
     program = traced(lambda w, x: torch.tanh(torch.exp(x) + 1) @ w, x=(4, 8))
-    works = {n: work(n) for n in program.graph.nodes}
-    runs = fusable_runs(works)
-    found = {n.target: in_memory(n, works[n], runs) for n in program.graph.nodes}
+    works = works_of(program.graph)
+    runs = fusable_runs(works.of, works.effects)
+    found = {n.target: in_memory(n, works.of[n], runs) for n in program.graph.nodes}
     exp, add, tanh = (found[op] for op in (aten.exp.default, aten.add.Tensor, aten.tanh.default))
     assert (exp.read, add.read, tanh.read) == (128, 0, 0)
     assert tanh.written == 128

@@ -45,8 +45,9 @@ class Timeline:
         exposed_seconds: that the compute lane stands still for a collective, or is slowed by one.
         lane_seconds: busy time by lane.
         phase_seconds: time on the compute lane, waits included, by phase.
-        memory: seconds and live bytes, whenever a node ends.
-        peak_bytes: largest live bytes.
+        ends: when the compute lane is through with each node, in the order in which they run.
+        memory: seconds and live bytes, whenever a node ends; empty where nobody asked.
+        peak_bytes: largest live bytes; 0 where nobody asked.
     """
 
     spans: list[Span] = field(default_factory=list)
@@ -55,6 +56,7 @@ class Timeline:
     exposed_seconds: float = 0.0
     lane_seconds: dict[str, float] = field(default_factory=dict)
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    ends: list[float] = field(default_factory=list)
     memory: list[tuple[float, int]] = field(default_factory=list)
     peak_bytes: int = 0
 
@@ -65,6 +67,7 @@ def simulate(
     *,
     fused: bool = True,
     seconds: Mapping[fx.Node, float] | None = None,
+    memory: bool = True,
 ) -> Timeline:
     """The timeline of one step of the physical ``program`` on ``device``.
 
@@ -73,16 +76,19 @@ def simulate(
         device: what it runs on.
         fused: whether regions are compiled.
         seconds: of each node, where they are known better than by ``node_seconds``.
+        memory: whether to say how many bytes are live when.
     """
     lanes = _Lanes(device)
     for graph in program.graphs.values():
         costs = seconds or node_seconds(graph, program.mesh, device, fused=fused)
-        live = {point.node: point.live_bytes for point in memory_timeline(graph)}
-        for node, _ in as_executed(graph):
-            if node.op != "call_function":
-                continue
+        ran = [node for node, _ in as_executed(graph) if node.op == "call_function"]
+        before = len(lanes.timeline.ends)
+        for node in ran:
             lanes.run(node, costs[node])
-            lanes.timeline.memory.append((lanes.now, live[node]))
+        if memory:
+            live = {point.node: point.live_bytes for point in memory_timeline(graph)}
+            ends = lanes.timeline.ends[before:]
+            lanes.timeline.memory += zip(ends, map(live.__getitem__, ran), strict=True)
     return lanes.finish()
 
 
@@ -107,6 +113,7 @@ class _Lanes:
             self._compute(node, seconds)
         phases, phase = self.timeline.phase_seconds, stamp_of(node).phase
         phases[phase] = phases.get(phase, 0.0) + self.now - began
+        self.timeline.ends.append(self.now)
 
     def finish(self) -> Timeline:
         done = self.timeline

@@ -17,7 +17,7 @@ from torch import fx
 from zc.cost.device import Device
 from zc.cost.lanes import COMPUTE
 from zc.cost.simulate import Timeline
-from zc.program.collectives import is_wait
+from zc.program.collectives import waits_of
 from zc.program.loops import as_executed, loops_of
 from zc.program.places import Places, anchors_of
 from zc.program.program import Program
@@ -79,21 +79,15 @@ def _reached(program: Program, timeline: Timeline) -> Turns:
     """The begin of a loop is reached once, its end at each turn."""
     found: Turns = {}
     ends = {loop.begin: loop.end for loop in loops_of(program.graph)}
-    now, done = 0.0, iter(timeline.memory)
+    now, done = 0.0, iter(timeline.ends)
     for node, turn in as_executed(program.graph):
         if node.op in ("placeholder", "get_attr"):
             continue
         place = ends[node] if node in ends and turn else node
         found.setdefault(place, []).append(now)
         if node.op == "call_function":
-            now, _ = next(done)
+            now = next(done)
     return found
-
-
-def waits_of(start: fx.Node) -> list[fx.Node]:
-    """The waits for ``start``, whose results may be items of it."""
-    results = [start, *(user for user in start.users if not is_wait(user))]
-    return [user for result in results for user in result.users if is_wait(user)]
 
 
 class Search:

@@ -8,7 +8,8 @@ takes a time of its own on top.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -24,8 +25,22 @@ from zc.program.nodes import tensors_of
 Runs = dict[fx.Node, int]
 
 
+@dataclass(frozen=True)
+class Works:
+    """What the nodes of a graph do, in whatever order they stand, and which of them are effects."""
+
+    of: Mapping[fx.Node, Work]
+    effects: AbstractSet[fx.Node]
+
+
+def works_of(graph: fx.Graph) -> Works:
+    """What the nodes of ``graph`` do."""
+    calls = (node for node in graph.nodes if node.op == "call_function")
+    return Works({node: work(node) for node in graph.nodes}, set(filter(is_effect, calls)))
+
+
 def node_seconds(
-    graph: fx.Graph, mesh: Mesh, device: Device, *, fused: bool
+    graph: fx.Graph, mesh: Mesh, device: Device, *, fused: bool, known: Works | None = None
 ) -> dict[fx.Node, float]:
     """Seconds of every node of ``graph``; inputs, views and waits take none by themselves.
 
@@ -34,9 +49,11 @@ def node_seconds(
         mesh: gives the size of groups.
         device: what it runs on.
         fused: whether regions are compiled (executor ``inductor``).
+        known: what ``works_of`` says of the same nodes, in this order or another.
     """
-    works = {node: work(node) for node in graph.nodes}
-    runs = fusable_runs(works) if fused else {}
+    known = known or works_of(graph)
+    works = {node: known.of[node] for node in graph.nodes}
+    runs = fusable_runs(works, known.effects) if fused else {}
     found = {}
     for node, done in works.items():
         if is_collective(node):
@@ -44,7 +61,7 @@ def node_seconds(
             found[node] = device.collective_seconds(row.spec.op, row.group_size, row.wire_bytes)
         else:
             found[node] = compute_seconds(in_memory(node, done, runs), device, node in runs)
-    for node in first_of_regions(works) if fused else ():
+    for node in first_of_regions(works, known.effects) if fused else ():
         found[node] += device.region_seconds
     return found
 
@@ -64,11 +81,11 @@ def compute_seconds(done: Work, device: Device, fused: bool = False) -> float:
     return max(device.op_seconds, device.product_seconds) + max(done.flops / rate, memory)
 
 
-def first_of_regions(works: Mapping[fx.Node, Work]) -> list[fx.Node]:
+def first_of_regions(works: Mapping[fx.Node, Work], effects: AbstractSet[fx.Node]) -> list[fx.Node]:
     """The first node of each compiled region that does any work."""
     found, inside = [], False
     for node, done in works.items():
-        if node.op == "call_function" and is_effect(node):
+        if node in effects:
             inside = False
         elif not inside and done.read + done.written:
             found.append(node)
@@ -91,14 +108,14 @@ def work(node: fx.Node) -> Work:
     )  # fmt: skip
 
 
-def fusable_runs(works: Mapping[fx.Node, Work]) -> Runs:
+def fusable_runs(works: Mapping[fx.Node, Work], effects: AbstractSet[fx.Node]) -> Runs:
     """For each node that a compiler fuses with its neighbours, the number of its region."""
     found: Runs = {}
     run = 0
     for node, done in works.items():
         if node.op != "call_function":
             continue
-        if is_effect(node):
+        if node in effects:
             run += 1
         elif not done.matrix:
             found[node] = run

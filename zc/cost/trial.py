@@ -6,9 +6,11 @@ if not trial.shorter(trial.timeline()):
     trial.undo()
 """
 
+from torch import fx
+
 from zc.cost.device import Device
 from zc.cost.simulate import Timeline, simulate
-from zc.cost.times import node_seconds
+from zc.cost.times import node_seconds, works_of
 from zc.errors import PipelineError
 from zc.program.places import put_back
 from zc.program.program import Program
@@ -27,12 +29,20 @@ class Trial:
     def __init__(self, program: Program, device: Device) -> None:
         self._program, self._device = program, device
         self._order = list(program.graph.nodes)
-        self._costs = node_seconds(program.graph, program.mesh, device, fused=True)
+        self._works = works_of(program.graph)
+        self._costs = self._seconds()
         self.before = self.timeline()
 
     def timeline(self) -> Timeline:
         """The step as its nodes stand, each of which takes what it took before the rewrite."""
-        return simulate(self._program, self._device, seconds=self._costs)
+        return simulate(self._program, self._device, seconds=self._costs, memory=False)
+
+    def _seconds(self) -> dict[fx.Node, float]:
+        """What each node takes where the nodes stand now."""
+        program = self._program
+        return node_seconds(
+            program.graph, program.mesh, self._device, fused=True, known=self._works
+        )
 
     def shorter(self, found: Timeline, than: Timeline | None = None) -> bool:
         """Whether ``found`` takes less time than the step took before, or than another one."""
@@ -43,7 +53,8 @@ class Trial:
 
         ``done`` and ``doing`` say what it did and would have done, ``limit`` is in bytes.
         """
-        after = simulate(self._program, self._device)  # what is compiled together is new
+        new = self._seconds()  # what is compiled together is another
+        after = simulate(self._program, self._device, seconds=new, memory=False)
         if self.shorter(after):
             said = done_note(done, limit, self.before, after)
         else:

@@ -147,6 +147,12 @@ def start_of(wait: fx.Node) -> fx.Node | None:
     return source if isinstance(source, fx.Node) and is_collective(source) else None
 
 
+def waits_of(start: fx.Node) -> list[fx.Node]:
+    """The waits for ``start``, whose results may be items of it."""
+    results = [start, *(user for user in start.users if not is_wait(user))]
+    return [user for result in results for user in result.users if is_wait(user)]
+
+
 def is_coalesced(collective: fx.Node) -> bool:
     """Whether a collective is a bucket: it takes a list, and its results are items."""
     return not isinstance(collective.args[0], fx.Node)

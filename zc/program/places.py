@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from operator import getitem
 
 import torch
 from torch import fx
@@ -117,14 +118,14 @@ def put_back(order: Sequence[fx.Node]) -> None:
 
 
 class Accesses:
-    """Which node reads and which writes a storage, by number."""
+    """Which node reads and which writes a storage, by number; an item is read for itself alone."""
 
     def __init__(self, places: Places) -> None:
         self._reads: dict[int, list[int]] = {}
         self._writes: dict[int, list[int]] = {}
         for i, node in enumerate(places.nodes):
             for table, values in (
-                (self._reads, node.all_input_nodes),
+                (self._reads, [node] if node.target is getitem else node.all_input_nodes),
                 (self._writes, written_operands(node)),
             ):
                 for key in dict.fromkeys(k for value in values for k in storages_of(value)):
@@ -134,6 +135,10 @@ class Accesses:
         """The last node before number ``before`` that writes to one of ``keys``; -1 for none."""
         found = [self._writes[key] for key in keys if key in self._writes]
         return max((w[i - 1] for w in found if (i := bisect_left(w, before))), default=-1)
+
+    def writes(self, keys: Iterable[int]) -> list[int]:
+        """The numbers of the nodes that write to one of ``keys``, in order."""
+        return sorted({number for key in keys for number in self._writes.get(key, ())})
 
     def last_read(self, keys: Iterable[int]) -> int:
         """The last node that reads one of ``keys``; -1 for none."""
