@@ -140,6 +140,20 @@ def test_predictions_of_time_and_peak(tmp_path: Path):
     assert found["predicted_seconds"] > found["exposed_seconds"] > 0
 
 
+def test_seconds_of_passes_by_depth(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "scale.py"), "--layers", "1", "2", "--optimizer",
+         f"--out={tmp_path}"],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    head, _, nodes, *rows = parse(done.stdout)
+    assert head == ["1 layers", "2 layers", "x4"]
+    assert float(nodes[1].replace(",", "")) < float(nodes[2].replace(",", ""))
+    names = {row[0] for row in rows}
+    assert names >= {"capture", "text", "first check", "checks", "shard_params", "all"}
+
+
 def test_live_bytes_are_counted_once_and_until_freed():
     from live_bytes import LiveBytes
 
