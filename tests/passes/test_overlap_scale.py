@@ -1,4 +1,4 @@
-"""The passes of overlap on 100,000 nodes: seconds, not minutes."""
+"""The passes of overlap on 100,000 nodes: CPU seconds, not minutes."""
 
 import time
 from dataclasses import replace
@@ -38,9 +38,9 @@ def test_a_hundred_thousand_nodes_take_seconds(capsys: pytest.CaptureFixture[str
     peak = peak_bytes(program.graph)
     passes = [KeepGathered(memory=Bytes("1MB")), PrefetchGathers(), DelayReductions()]
     for item in passes:
-        start = time.perf_counter()
+        start = time.process_time()
         item.run(program)
-        took = time.perf_counter() - start
+        took = time.process_time() - start
         with capsys.disabled():
             print(f"\n{took:.1f}s on {len(program.graph.nodes):,} nodes: {program.notes[-1]}")
         assert took < SECONDS  # minutes if any pass were quadratic

@@ -142,9 +142,11 @@ class _Lanes:
         for begin, end in self._under_way:
             free = max(0.0, min(left, begin - self.now))
             self.now, left = self.now + free, left - free
+            if not left:
+                break  # those behind it begin later, or find nothing to slow down
             speed = 1.0 - self._device.interference
             slow = max(0.0, end - self.now)
-            if not left or not slow:
+            if not slow:
                 continue
             took = min(slow, left / speed) if speed else slow
             self.now, left = self.now + took, left - took * speed
