@@ -34,9 +34,9 @@ from zc.program.liveness import storages_of
 from zc.program.nodes import input_of, value_of
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
+from zc.program.retype import retype
 from zc.program.stamps import UPDATE, stamp_of
 from zc.program.tables import State
-from zc.program.retype import retype
 
 aten: Any = torch.ops.aten
 

@@ -38,10 +38,10 @@ from zc.program.overflow import (
 from zc.program.partition import Local, own, stored, to_storage, to_whole
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
+from zc.program.retype import retype
 from zc.program.sharding_rules import Placed, place
 from zc.program.stamps import UPDATE
 from zc.program.tables import State
-from zc.program.retype import retype
 from zc.program.updates import Slot, Update, UpdateClass, host_nodes, keep_number
 from zc.state.step import UPDATE as MARKER
 

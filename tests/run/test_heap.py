@@ -1,4 +1,4 @@
-"""What a step frees stays with the process: counted as page faults of a second filling."""
+"""What a step frees stays with the process: counted as page faults of a later filling."""
 
 import os
 import platform
@@ -19,14 +19,14 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 kept = keep_freed()
-first = faults()
-print(kept, first > 1000, faults() > 1000)
+first, *_, last = [faults() for _ in range(6)]  # small blocks settle among the first ones
+print(kept, first > 1000, last > 1000)
 """
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 
 
 def kept_and_faults(**settings: str) -> str:
-    """Whether memory is kept, and whether a first and a second tensor got fresh pages."""
+    """Whether memory is kept, and whether a first and a last tensor got fresh pages."""
     names = ("GLIBC_TUNABLES", "ZC_KEEP_FREED")
     environment = {k: v for k, v in os.environ.items() if k not in names and "MALLOC" not in k}
     ran = subprocess.run(
@@ -41,7 +41,7 @@ def kept_and_faults(**settings: str) -> str:
 
 
 @glibc
-def test_a_second_tensor_gets_the_memory_of_the_first():
+def test_later_tensors_get_the_memory_of_earlier_ones():
     assert kept_and_faults() == "True True False"
 
 
