@@ -69,9 +69,9 @@ def nothing_computes() -> Iterator[None]:
     def compile_once(region: Any) -> Callable[..., Any]:
         real, kept = compile_region(region), []
 
-        def again(*inputs: Any) -> Any:
+        def again(inputs: list[Any]) -> Any:
             if not kept:
-                kept.append(real(*inputs))
+                kept.append(real(inputs))
             return kept[0]
 
         return again

@@ -105,7 +105,7 @@ def _region(device: torch.device) -> Callable[[], Any]:
         result.meta["val"] = x.meta["val"] + x.meta["val"]
     run = torch_private.compile_region(fx.GraphModule({}, graph), [x.meta["val"]])
     tiny = torch.ones(_TINY, device=device)
-    return lambda: run(tiny)
+    return lambda: run([tiny])
 
 
 def samples_of(figures: Figures, kind: str) -> Samples:

@@ -136,14 +136,19 @@ def _own(collective: fx.Node, deferred: Mapping[str, Deferred]) -> list[Deferred
 
 
 def _region_step(region: Region) -> Step:
+    """A region takes over the values that die in it, and lets each go as soon as it can."""
     function = compile_region(region)
 
-    def write(writer: LoopWriter) -> None:
+    def collect(writer: LoopWriter) -> None:
         inputs = ", ".join(n.name for n in region.inputs)
-        outputs = "".join(f"{n.name}, " for n in region.outputs)
-        writer.add(f"{outputs or '_'} = {writer.object('region', function)}({inputs})")
+        writer.add(f"{writer.local('inputs')} = [{inputs}]")
 
-    return Step(region.nodes, write, region.outputs)
+    def write(writer: LoopWriter) -> None:
+        outputs = "".join(f"{n.name}, " for n in region.outputs)
+        call = f"{writer.object('region', function)}({writer.local('inputs')})"
+        writer.add(f"{outputs or '_'} = {call}")
+
+    return Step(region.nodes, write, region.outputs, collect)
 
 
 def _returned(program: Program, writer: LoopWriter, value: Any, info: Output) -> str:

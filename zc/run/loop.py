@@ -17,7 +17,7 @@ micro-batches is a ``for`` statement.
 import keyword
 import linecache
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,10 @@ class LoopWriter:
         self.objects[name] = value
         return name
 
+    def local(self, hint: str) -> str:
+        """A name for a local variable that no value has."""
+        return hint if hint not in self.reserved else self.local(f"{hint}_")
+
     def expression(self, value: Any) -> str:
         """``value`` as source: nodes by name, plain constants literally, others by a global."""
         if isinstance(value, fx.Node):
@@ -98,12 +102,14 @@ class LoopWriter:
 class Step:
     """One statement of the loop: the nodes it computes and how it is written.
 
-    ``names`` are those whose values it gives a name; all of them by default.
+    ``names`` are those whose values it gives a name; all of them by default. ``collect`` writes what
+    comes before it and takes over the values that die in it.
     """
 
     nodes: tuple[fx.Node, ...]
     write: Callable[[LoopWriter], None]
     names: tuple[fx.Node, ...] | None = None
+    collect: Callable[[LoopWriter], None] | None = None
 
 
 def write_loop(
@@ -135,14 +141,22 @@ def write_loop(
     unused = [n for n in graph.find_nodes(op="placeholder") if not n.users]
     _free(writer, unused)
     for step in steps:
-        step.write(writer)
-        members = set(step.nodes)
-        named = members if step.names is None else set(step.names)
-        dead = [v for n in step.nodes for v in dying.get(n, []) if v in named or v not in members]
-        _free(writer, dead)
+        _write_step(writer, step, dying)
     (output,) = graph.find_nodes(op="output")
     writer.add(f"return {returns(writer, output)}")
     return writer
+
+
+def _write_step(writer: LoopWriter, step: Step, dying: Mapping[fx.Node, list[fx.Node]]) -> None:
+    members = set(step.nodes)
+    named = members if step.names is None else set(step.names)
+    dead = [v for n in step.nodes for v in dying.get(n, []) if v in named or v not in members]
+    if step.collect is not None:
+        step.collect(writer)
+        _free(writer, [v for v in dead if v not in members])
+        dead = [v for v in dead if v in members]
+    step.write(writer)
+    _free(writer, dead)
 
 
 def mark_step(node: fx.Node) -> Step:

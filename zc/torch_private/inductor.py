@@ -14,7 +14,8 @@ def compile_region(
 ) -> Callable[..., Any]:
     """Compile a pure, functional aten graph with Inductor; its cache on disk is used and filled.
 
-    Returns a function that takes the inputs in order and returns a list of the outputs.
+    Returns a function that takes the inputs in a list, which it empties, each let go when it has
+    been read for the last time, and returns a list of the outputs.
     """
     from torch import _guards
     from torch._inductor.compile_fx import compile_fx_inner
@@ -36,8 +37,8 @@ def compile_region(
     with _guards.tracing(_guards.TracingContext(mode)), torch.no_grad():
         compiled = compile_fx_inner(traced, list(example_inputs), is_inference=True)
 
-    def run(*inputs: Any) -> list[Any]:
-        return list(compiled(list(inputs)))
+    def run(inputs: list[Any]) -> list[Any]:
+        return list(compiled(inputs))
 
     return run
 
