@@ -66,7 +66,7 @@ def limits_under_cap(program: Program, gathers: int, reductions: int) -> tuple[i
     while gathers or reductions:
         trial = replace(program, graphs={"step": copy_of(program.graph)})
         coalesce_up_to(trial, gathers, reductions)
-        if peak_bytes(trial.graph) <= program.cap_bytes:
+        if peak_bytes(trial.graph, fused=program.fused) <= program.cap_bytes:
             break
         gathers, reductions = gathers // 2, reductions // 2
     return gathers, reductions

@@ -27,9 +27,9 @@ from torch import fx
 from zc.cost.slack import Clock, Search
 from zc.cost.trial import Trial, device_of, memory_limit
 from zc.cost.windows import Window, latest
-from zc.program.analysis import is_view
 from zc.program.collectives import COLLECTIVES, is_collective, is_wait, waits_of
 from zc.program.liveness import memory_timeline, storages_of, written_operands
+from zc.program.nodes import is_view
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Group, Places, move, places_of
 from zc.program.program import Program
@@ -65,17 +65,23 @@ class DelayReductions(Pass):
         if not movable:
             program.notes.append(f"{self.name}: left alone: no reduction can be waited for later")
             return
-        live = [point.live_bytes for point in memory_timeline(program.graph)]
+        timeline = memory_timeline(program.graph, fused=program.fused)
+        live = [point.live_bytes for point in timeline]
         largest = max(tail.window.nbytes for tail in movable)
         limit = memory_limit(program, max(live), self.memory, 2 * largest)
         trial = Trial(program, device)
-        late = latest([tail.window for tail in tails], live, limit, places)
-        move(places, groups(tails, late))
-        clock = Clock(program, trial.timeline(), device)
-        found = brought_forward(places, tails, late, clock)
-        trial.undo()
-        move(places, groups(tails, found))
-        done = f"{len(groups(tails, found))} of {len(movable)} reductions are waited for later"
+
+        def place(room: int) -> list[Group]:
+            late = latest([tail.window for tail in tails], live, room, places)
+            move(places, groups(tails, late))
+            clock = Clock(program, trial.timeline(), device)
+            found = groups(tails, brought_forward(places, tails, late, clock))
+            trial.undo()
+            move(places, found)
+            return found
+
+        moved = trial.within(limit, place)
+        done = f"{len(moved)} of {len(movable)} reductions are waited for later"
         trial.settle(self.name, done, "waiting for reductions later", limit)
 
 

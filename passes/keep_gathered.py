@@ -48,6 +48,7 @@ from zc.program.program import Program
 from zc.program.stamps import PHASES, stamp_of
 from zc.program.units import Bytes
 
+_TRIES = 3
 _PER_SECOND = 10**12  # the knapsack counts in whole picoseconds
 
 
@@ -77,15 +78,22 @@ class KeepGathered(Pass):
         repeats = list(repeats_of(program, device))
         if not repeats:
             return "left alone: nothing is gathered a second time"
-        live = [point.live_bytes for point in memory_timeline(program.graph)]
+        timeline = memory_timeline(program.graph, fused=program.fused)
+        live = [point.live_bytes for point in timeline]
         limit = memory_limit(program, max(live), self.memory, 0)
-        chosen = choose(repeats, live, limit)
-        if not chosen:
-            return idle_note("keeping parameters gathered", limit)
-        before, rehearsed = simulate(program, device, memory=False), copy_program(program)
-        keep(rehearsed, chosen, self.name)
-        after, peak = simulate(rehearsed, device, memory=False), peak_bytes(rehearsed.graph)
-        if peak > max(limit, max(live)) or not shorter(after, before):
+        before, room = simulate(program, device, memory=False), limit
+        for _ in range(_TRIES):
+            chosen = choose(repeats, live, room)
+            if not chosen:
+                return idle_note("keeping parameters gathered", limit)
+            rehearsed = copy_program(program)
+            keep(rehearsed, chosen, self.name)
+            over = peak_bytes(rehearsed.graph, fused=program.fused) - max(limit, *live)
+            if over <= 0:
+                break
+            room -= over  # regions are others without the gathers, and hold other values
+        after = simulate(rehearsed, device, memory=False)
+        if over > 0 or not shorter(after, before):
             return idle_note("keeping parameters gathered", limit)
         keep(program, chosen, self.name)
         done = f"{len(chosen)} of {len(repeats)} gathers are not repeated"

@@ -65,14 +65,19 @@ class PrefetchGathers(Pass):
         if not movable:
             program.notes.append(f"{self.name}: left alone: there is no gather to move")
             return
-        live = [point.live_bytes for point in memory_timeline(program.graph)]
+        timeline = memory_timeline(program.graph, fused=program.fused)
+        live = [point.live_bytes for point in timeline]
         largest = max(issue.window.nbytes for issue in movable)
         limit = memory_limit(program, max(live), self.memory, 2 * largest)
         trial = Trial(program, device)
-        planner = Planner(program, device, places, trial, live, limit)
-        plan = planner.best(issues)
-        trial.undo()
-        move(places, plan.groups())
+
+        def place(room: int) -> Plan:
+            plan = Planner(program, device, places, trial, live, room).best(issues)
+            trial.undo()
+            move(places, plan.groups())
+            return plan
+
+        plan = trial.within(limit, place)
         done = f"{plan.moved()} of {len(movable)} gathers start earlier"
         trial.settle(self.name, done, "starting gathers earlier", limit)
 

@@ -73,12 +73,12 @@ class RecomputePointwise(Pass):
         savings = Savings(program, self.max_ops, self.smallest, self.redraw)
         wanted = savings.wanted()
         edit = Editor(program, program.graph, made_by=self.name)
-        before = peak_by_phase(program.graph)
+        before = peak_by_phase(program.graph, fused=program.fused)
         for choices in (savings.choices, savings.only_of_what_is_there()):
             keys = computed_again(choices, wanted)
             again = [n for key, s in savings.stored.items() if key in keys for n in s.members]
             replaced = read_copies(edit, set(again))
-            after = peak_by_phase(program.graph)
+            after = peak_by_phase(program.graph, fused=program.fused)
             if all(after[phase] <= peak for phase, peak in before.items()):
                 erase_dead(program.graph, again)
                 return

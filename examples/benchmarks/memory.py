@@ -112,7 +112,7 @@ def predict(model: Any, level: int, options: dict[str, Any], tokens: torch.Tenso
     function = model if level == 1 else step
     program = zc.capture(function, tokens, tokens, passes=options["passes"], options=options)
     return {
-        "predicted_peak": peak_bytes(program.graph),
+        "predicted_peak": peak_bytes(program.graph, fused=program.fused),
         "predicted_sent": sum(c.times * c.wire_bytes for c in collectives_of(program)),
     }
 

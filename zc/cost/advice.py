@@ -67,8 +67,8 @@ def advise(
 
 def peak_point(program: Program) -> MemoryPoint:
     """The point of ``program`` with the most live bytes."""
-    points = (p for graph in program.graphs.values() for p in memory_timeline(graph))
-    return max(points, key=lambda point: point.live_bytes)
+    lines = (memory_timeline(g, fused=program.fused) for g in program.graphs.values())
+    return max((point for line in lines for point in line), key=lambda point: point.live_bytes)
 
 
 def outcome(text: str, program: Program, fused: bool) -> Outcome:

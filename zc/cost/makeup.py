@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from zc.program.analysis import is_view
 from zc.program.collectives import COLLECTIVES, is_collective, is_wait
 from zc.program.liveness import MemoryPoint, largest_live
 from zc.program.loops import ACCUMULATOR
-from zc.program.nodes import input_of
+from zc.program.nodes import input_of, is_view
 from zc.program.program import Program
 from zc.program.stamps import BACKWARD, FORWARD, stamp_of
 
@@ -47,7 +46,7 @@ def makeup(program: Program, point: MemoryPoint, count: int = 3) -> list[Kind]:
     order = {node: index for index, node in enumerate(graph.nodes)}
     returned = {value for value in program.output_values() if value is not None}
     found: dict[str, list[tuple[str, int]]] = {}
-    for node, size in largest_live(graph, point.node, _ALL):
+    for node, size in largest_live(graph, point.node, _ALL, fused=program.fused):
         kind = kind_of(program, node, order, order[point.node], returned)
         found.setdefault(kind, []).append((node.name, size))
     listed = sum(size for values in found.values() for _, size in values)

@@ -74,7 +74,7 @@ def simulate(
     Args:
         program: after its passes.
         device: what it runs on.
-        fused: whether regions are compiled.
+        fused: whether regions are compiled, for times; ``program.fused`` says it for memory.
         seconds: of each node, where they are known better than by ``node_seconds``.
         memory: whether to say how many bytes are live when.
     """
@@ -86,7 +86,8 @@ def simulate(
         for node in ran:
             lanes.run(node, costs[node])
         if memory:
-            live = {point.node: point.live_bytes for point in memory_timeline(graph)}
+            points = memory_timeline(graph, fused=program.fused)
+            live = {point.node: point.live_bytes for point in points}
             ends = lanes.timeline.ends[before:]
             lanes.timeline.memory += zip(ends, map(live.__getitem__, ran), strict=True)
     return lanes.finish()

@@ -15,12 +15,11 @@ from torch import fx
 
 from zc.cost.device import Device
 from zc.cost.work import Work, work_of
-from zc.program.analysis import is_view
 from zc.program.collectives import collective_of, is_collective, output_bytes
 from zc.program.effects import is_effect
 from zc.program.kernels import FUSED_UPDATE, operand_lists, spec_of
 from zc.program.mesh import Mesh
-from zc.program.nodes import tensors_of
+from zc.program.nodes import is_view, tensors_of
 
 Runs = dict[fx.Node, int]
 

@@ -6,17 +6,23 @@ if not trial.shorter(trial.timeline()):
     trial.undo()
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from torch import fx
 
 from zc.cost.device import Device
 from zc.cost.simulate import Timeline, simulate
 from zc.cost.times import node_seconds, works_of
 from zc.errors import PipelineError
+from zc.program.liveness import peak_bytes
 from zc.program.places import put_back
 from zc.program.program import Program
 from zc.program.units import Bytes
 
+_TRIES = 3
 _NOISE = 1e-9  # relative; sums of the same seconds in another order differ by less
+T = TypeVar("T")
 
 
 class Trial:
@@ -31,7 +37,7 @@ class Trial:
         self._order = list(program.graph.nodes)
         self._works = works_of(program.graph)
         self._costs = self._seconds()
-        self.before = self.timeline()
+        self.before, self._peak = self.timeline(), self._peak_now()
 
     def timeline(self) -> Timeline:
         """The step as its nodes stand, each of which takes what it took before the rewrite."""
@@ -48,14 +54,38 @@ class Trial:
         """Whether ``found`` takes less time than the step took before, or than another one."""
         return shorter(found, than or self.before)
 
+    def within(self, limit: int, place: Callable[[int], T]) -> T:
+        """What ``place(room)`` returns, which moves nodes so that they take ``room`` bytes.
+
+        Where regions are compiled, nodes between two others may keep what these hand over in
+        memory, which ``place`` does not see; while live bytes are above ``limit``, it gets as much
+        less room.
+        """
+        room = limit
+        for _ in range(_TRIES - 1):
+            found = place(room)
+            over = self._over(limit)
+            if not over:
+                return found
+            self.undo()
+            room -= over
+        return place(room)
+
+    def _over(self, limit: int) -> int:
+        """Bytes by which nodes as they stand exceed ``limit``, and what they took before."""
+        return max(0, self._peak_now() - max(limit, self._peak))
+
+    def _peak_now(self) -> int:
+        return peak_bytes(self._program.graph, fused=self._program.fused)
+
     def settle(self, name: str, done: str, doing: str, limit: int) -> None:
-        """Keep the rewrite of pass ``name`` if the step is shorter, undo it if not; note which.
+        """Keep the rewrite of pass ``name`` if the step is shorter and fits, else undo it; note it.
 
         ``done`` and ``doing`` say what it did and would have done, ``limit`` is in bytes.
         """
         new = self._seconds()  # what is compiled together is another
         after = simulate(self._program, self._device, seconds=new, memory=False)
-        if self.shorter(after):
+        if self.shorter(after) and not self._over(limit):
             said = done_note(done, limit, self.before, after)
         else:
             self.undo()

@@ -14,9 +14,9 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from zc.program.analysis import is_view, reads_no_values
+from zc.program.analysis import reads_no_values
 from zc.program.collectives import hint, is_collective, is_wait
-from zc.program.nodes import tensors_of, value_of
+from zc.program.nodes import is_view, tensors_of, value_of
 
 aten: Any = torch.ops.aten
 _ATTENTION: dict[Any, Any] = {

@@ -40,20 +40,21 @@ class Curve:
 
 def memory_curve(program: Program) -> Curve:
     """The curve of all graphs of ``program``, one behind the other."""
-    points = [p for graph in program.graphs.values() for p in memory_timeline(graph)]
+    lines = [memory_timeline(graph, fused=program.fused) for graph in program.graphs.values()]
+    points = [point for line in lines for point in line]
     numbered = list(enumerate(points))
     held = {key: size for n in program.nodes() if _held(n) for key, size in storages_of(n).items()}
     if not points:
         return Curve([], None, [], sum(held.values()))
     peak = max(numbered, key=lambda item: item[1].live_bytes)
     thin = decimate(numbered, MAX_POINTS, lambda item: item[1].live_bytes)
-    largest = largest_live(peak[1].node.graph, peak[1].node, LARGEST)
+    largest = largest_live(peak[1].node.graph, peak[1].node, LARGEST, fused=program.fused)
     return Curve(thin, peak, largest, sum(held.values()))
 
 
 def peaks_by_phase(program: Program) -> dict[str, int]:
     """Largest live bytes while nodes of each phase run; 0 for a phase without nodes."""
-    found = [peak_by_phase(graph) for graph in program.graphs.values()]
+    found = [peak_by_phase(graph, fused=program.fused) for graph in program.graphs.values()]
     return {phase: max((p.get(phase, 0) for p in found), default=0) for phase in PHASES}
 
 

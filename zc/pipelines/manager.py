@@ -50,6 +50,7 @@ def run_passes(
     """
     passes = select_passes(pipeline, skip)
     program.device = load_device(pipeline.device) if pipeline.device else default_device(program)
+    program.fused = pipeline.executor == "inductor"
     if pipeline.memory_cap is not None:
         program.cap_bytes = int(pipeline.memory_cap)
     logical = None if program.cap_bytes is None else copy_program(program)

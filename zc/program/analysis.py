@@ -60,19 +60,6 @@ def turns(graph: fx.Graph) -> dict[fx.Node, int]:
     return found
 
 
-def is_view(node: fx.Node) -> bool:
-    """Whether ``node`` returns a view of its operand, or an item of a result: nothing is moved."""
-    return node.target is operator.getitem or _returns_view(node.target)
-
-
-@cache
-def _returns_view(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    aliases = [r.alias_info for r in target._schema.returns]
-    return any(a is not None and not a.is_write for a in aliases)
-
-
 def reads_no_values(node: fx.Node) -> bool:
     """Whether an op looks at the type of its operand alone: ``empty_like``, a size."""
     name = getattr(node.target, "__name__", "").split(".")[0]

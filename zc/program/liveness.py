@@ -6,9 +6,10 @@ scratch memory, live until its wait. Inputs are live throughout: the caller hold
 body of a loop reads from before it lives until the loop has ended.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from torch import fx
@@ -16,10 +17,11 @@ from torch import fx
 from zc.program.collectives import (
     COLLECTIVES,
     hint,
+    is_coalesced,
     is_collective,
     is_wait,
-    start_of,
 )
+from zc.program.fusion import Lives, fused_lives
 from zc.program.loops import loop_by_node
 from zc.program.nodes import tensors_of, value_of
 from zc.program.stamps import stamp_of
@@ -97,124 +99,101 @@ def storages_of(node: fx.Node) -> dict[int, int]:
     return found
 
 
-@dataclass
-class _Holders:
-    """How many live values hold each storage, and the bytes of all held ones."""
+@dataclass(frozen=True)
+class Life:
+    """``nbytes`` that ``owner`` made are live from place ``first`` to place ``last``."""
 
-    live: int = 0
-    counts: dict[int, int] = field(default_factory=dict)
-    sizes: dict[int, int] = field(default_factory=dict)
-
-    def hold(self, node: fx.Node) -> None:
-        for key, size in storages_of(node).items():
-            if not self.counts.get(key):
-                self.live += size
-                self.sizes[key] = size
-            self.counts[key] = self.counts.get(key, 0) + 1
-
-    def release(self, node: fx.Node) -> None:
-        for key in storages_of(node):
-            self.counts[key] -= 1
-            if not self.counts[key]:
-                self.live -= self.sizes[key]
+    owner: fx.Node
+    nbytes: int
+    first: int
+    last: int
 
 
-def memory_timeline(graph: fx.Graph) -> list[MemoryPoint]:
-    """Live bytes at every node of ``graph`` in order, inputs and outputs included."""
-    return [MemoryPoint(node, holders.live) for node, holders in _walk(graph)]
+def memory_timeline(graph: fx.Graph, *, fused: bool = False) -> list[MemoryPoint]:
+    """Live bytes at every node of ``graph`` in order, inputs and outputs included.
+
+    ``fused`` says whether regions are compiled, here and below: see ``zc.program.fusion``.
+    """
+    nodes = list(graph.nodes)
+    changes = [0] * (len(nodes) + 1)
+    for life in (*_lives(graph, fused).values(), *_scratch(graph)):
+        changes[life.first] += life.nbytes
+        changes[life.last + 1] -= life.nbytes
+    live = accumulate(changes)
+    pairs = zip(nodes, live, strict=False)
+    return [MemoryPoint(node, size) for node, size in pairs if node.op == "call_function"]
 
 
-def peak_bytes(graph: fx.Graph) -> int:
+def peak_bytes(graph: fx.Graph, *, fused: bool = False) -> int:
     """Largest live bytes over ``graph``."""
     inputs = {k: v for n in graph.find_nodes(op="placeholder") for k, v in storages_of(n).items()}
-    return max((p.live_bytes for p in memory_timeline(graph)), default=sum(inputs.values()))
+    timeline = memory_timeline(graph, fused=fused)
+    return max((p.live_bytes for p in timeline), default=sum(inputs.values()))
 
 
-def peak_by_phase(graph: fx.Graph) -> dict[str, int]:
+def peak_by_phase(graph: fx.Graph, *, fused: bool = False) -> dict[str, int]:
     """Largest live bytes in each phase that ``graph`` has nodes of."""
     peaks: dict[str, int] = {}
-    for point in memory_timeline(graph):
+    for point in memory_timeline(graph, fused=fused):
         phase = stamp_of(point.node).phase
         peaks[phase] = max(peaks.get(phase, 0), point.live_bytes)
     return peaks
 
 
-def storage_lives(graph: fx.Graph) -> dict[int, tuple[fx.Node, fx.Node]]:
+def storage_lives(graph: fx.Graph, *, fused: bool = False) -> dict[int, tuple[fx.Node, fx.Node]]:
     """First and last node at which each computed storage is live."""
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    born: dict[int, fx.Node] = {}
-    died: dict[int, fx.Node] = {}
-
-    def live_at(at: fx.Node, value: fx.Node) -> None:
-        for key in storages_of(value):
-            if order[died.setdefault(key, at)] < order[at]:
-                died[key] = at
-
-    endings = _endings(graph)
-    for node, values in last_uses(graph).items():
-        started = endings.get(node)
-        for value in (*values, *(started.all_input_nodes if started is not None else ())):
-            live_at(node, value)
-    for node in graph.nodes:
-        for key in storages_of(node) if node.op == "call_function" else ():
-            born.setdefault(key, node)
-    return {key: (node, died[key]) for key, node in born.items()}
+    nodes = list(graph.nodes)
+    lives = _lives(graph, fused)
+    computed = {key: life for key, life in lives.items() if life.owner.op == "call_function"}
+    return {key: (life.owner, nodes[life.last]) for key, life in computed.items()}
 
 
-def largest_live(graph: fx.Graph, at: fx.Node, count: int = 5) -> list[tuple[fx.Node, int]]:
+def largest_live(
+    graph: fx.Graph, at: fx.Node, count: int = 5, *, fused: bool = False
+) -> list[tuple[fx.Node, int]]:
     """The ``count`` largest storages live at ``at``, each with the value that made it, in bytes."""
-    owners: dict[int, fx.Node] = {}
-    for node in graph.nodes:
-        for key in storages_of(node):
-            owners.setdefault(key, node)
-    holders = next(holders for node, holders in _walk(graph) if node is at)
-    live = [(owners[k], holders.sizes[k]) for k, n in holders.counts.items() if n]
+    place = next(place for place, node in enumerate(graph.nodes) if node is at)
+    lives = _lives(graph, fused).values()
+    live = [(x.owner, x.nbytes) for x in lives if x.first <= place <= x.last]
     return sorted(live, key=lambda item: -item[1])[:count]
 
 
-def _walk(graph: fx.Graph) -> Iterator[tuple[fx.Node, _Holders]]:
-    dying, endings = last_uses(graph), _endings(graph)
-    holders = _Holders()
-    for node in graph.nodes:
-        if node.op in ("placeholder", "get_attr"):
-            holders.hold(node)
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        holders.hold(node)
-        if is_collective(node):
-            _hold_operands(holders, node)
-        yield node, holders
-        for value in dying.get(node, []):
-            if value.op == "call_function":
-                holders.release(value)
-        started = endings.get(node)
-        if started is not None:
-            _release_operands(holders, started)
+def _lives(graph: fx.Graph, fused: bool) -> dict[int, Life]:
+    """The life of each storage in memory, in the order in which they begin."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    lives = fused_lives(graph) if fused else _plain_lives(graph, order)
+    first: dict[int, Life] = {}
+    last: dict[int, int] = {}
+    for node, place in order.items():
+        given = node.op in ("placeholder", "get_attr")
+        end = len(order) - 1 if given else lives.deaths.get(node, place)
+        for key, size in storages_of(node).items():
+            if key not in lives.absent:
+                first.setdefault(key, Life(node, size, 0 if given else place, end))
+                last[key] = max(end, last.get(key, 0))
+    for start in filter(is_collective, graph.nodes):
+        for key in (k for operand in start.all_input_nodes for k in storages_of(operand)):
+            last[key] = max(last.get(key, 0), _end_of(start, order))
+    ends = {key: lives.taken.get(key, last[key] + 1) - 1 for key in first}
+    return {key: replace(life, last=ends[key]) for key, life in first.items()}
 
 
-def _hold_operands(holders: _Holders, collective: fx.Node) -> None:
-    for operand in collective.all_input_nodes:
-        holders.hold(operand)
-    holders.live += COLLECTIVES[collective.target].scratch(collective)
+def _plain_lives(graph: fx.Graph, order: Mapping[fx.Node, int]) -> Lives:
+    """Lifetimes where every node runs by itself."""
+    dying = last_uses(graph)
+    return Lives({value: order[node] for node, values in dying.items() for value in values})
 
 
-def _release_operands(holders: _Holders, collective: fx.Node) -> None:
-    for operand in collective.all_input_nodes:
-        holders.release(operand)
-    holders.live -= COLLECTIVES[collective.target].scratch(collective)
+def _scratch(graph: fx.Graph) -> Iterator[Life]:
+    """What collectives use besides their operands and results."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for start in filter(is_collective, graph.nodes):
+        size = COLLECTIVES[start.target].scratch(start)
+        yield Life(start, size, order[start], _end_of(start, order))
 
 
-def _endings(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """The first wait for each collective, which lets go of its operands and its scratch.
-
-    By wait, with the collective.
-    """
-    ended: set[fx.Node] = set()
-    found: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        start = start_of(node) if is_wait(node) else None
-        if start is not None and start not in ended:
-            ended.add(start)
-            found[node] = start
-    return found
+def _end_of(start: fx.Node, order: Mapping[fx.Node, int]) -> int:
+    """Place of the first wait for ``start``, which lets its operands and its scratch go."""
+    items = start.users if is_coalesced(start) else [start]
+    waits = [order[user] for item in items for user in item.users if is_wait(user)]
+    return min(waits, default=len(order) - 1)

@@ -1,5 +1,6 @@
 """What capture writes on nodes: the type of each, and what each placeholder is bound to."""
 
+import operator
 from typing import Any
 
 import torch
@@ -30,3 +31,13 @@ def tensors_of(node: fx.Node) -> list[torch.Tensor]:
     value = value_of(node)
     items = value if isinstance(value, (tuple, list)) else [value]
     return [item for item in items if isinstance(item, torch.Tensor)]
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether ``node`` returns a view of its operand, or an item of a result: nothing is moved."""
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    aliases = [r.alias_info for r in node.target._schema.returns]
+    return any(a is not None and not a.is_write for a in aliases)

@@ -39,6 +39,7 @@ class Program:
             for no cap.
         device: what the program is meant to run on, as numbers for passes that weigh costs;
             ``None`` until a pass pipeline has set it.
+        fused: whether its regions are compiled when it runs, so that not all values reach memory.
         rules: facts that passes promise and the verifier holds them to (``"zero_stage": 3``,
             ``"kept_gathered": ("ln.weight",)``).
         notes: what passes say of their work for dumps, one line each, beginning with the pass's
@@ -59,6 +60,7 @@ class Program:
     training: bool = True
     cap_bytes: int | None = None
     device: Device | None = None
+    fused: bool = False
     rules: dict[str, Any] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -102,8 +102,8 @@ class LoopWriter:
 class Step:
     """One statement of the loop: the nodes it computes and how it is written.
 
-    ``names`` are those whose values it gives a name; all of them by default. ``collect`` writes what
-    comes before it and takes over the values that die in it.
+    ``names`` are those whose values it gives a name; all of them by default. ``collect`` writes
+    what comes before it and takes over the values that die in it.
     """
 
     nodes: tuple[fx.Node, ...]

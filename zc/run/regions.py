@@ -15,10 +15,9 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.fx.node import map_arg
 
-from zc.program.analysis import is_view
 from zc.program.effects import is_count, is_effect
 from zc.program.loops import BEGIN
-from zc.program.nodes import value_of
+from zc.program.nodes import is_view, value_of
 from zc.program.printer import print_node
 
 Symbols = dict[str, fx.Node]  # a symbolic size by name, and the node whose value it is

@@ -15,10 +15,12 @@ def check(program: Program) -> None:
     if program.cap_bytes is None:
         return
     for graph in program.graphs.values():
-        peak = max(memory_timeline(graph), key=lambda point: point.live_bytes, default=None)
+        timeline = memory_timeline(graph, fused=program.fused)
+        peak = max(timeline, key=lambda point: point.live_bytes, default=None)
         if peak is None or peak.live_bytes <= program.cap_bytes:
             continue
-        largest = ", ".join(f"%{n.name} {size}" for n, size in largest_live(graph, peak.node))
+        live = largest_live(graph, peak.node, fused=program.fused)
+        largest = ", ".join(f"%{node.name} {size}" for node, size in live)
         raise refusal(
             program,
             peak.node,
