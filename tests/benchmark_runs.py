@@ -16,6 +16,7 @@ MODULES = (
     "gpt", "systems", "systems_torch", "systems_zc", "systems_titan", "titan_model",
     "systems_deepspeed", "catalogue", "sockets", "live_bytes", "starting", "rounds", "alone",
     "ranks", "slow_link", "summary", "table", "arguments", "train_step", "excerpt", "update",
+    "prediction", "predict", "caps", "memory",
 )  # fmt: skip
 
 

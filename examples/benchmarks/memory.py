@@ -7,24 +7,19 @@ values, as the verifier uses them; bytes sent from its table of collectives. The
 same program runs on local gloo ranks, node by node by default. *peak* is of forward and backward
 without optimizer state, which no program of this kind touches; ``live_bytes.py`` measures it.
 *sent* is per rank: the formula, zc's own count at run time, and the kernel's count on this
-process's sockets, where one barrier and gloo's headers come on top. Results are of rank 0; with
-``inductor`` the measured peak is smaller than predicted, since fused kernels keep less.
+process's sockets, where one barrier and gloo's headers come on top. Results are of rank 0.
 """
 
 import argparse
-import json
-import os
-import sys
 import tempfile
-import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from live_bytes import LiveBytes, install
+from prediction import Figures, megabytes, parser_of, publish, table
+from ranks import run_ranks
 from sockets import bytes_sent
 from systems import GPT, SEED, Config
 from systems_zc import compile_zc
@@ -37,53 +32,28 @@ from zc.program.liveness import peak_bytes
 HEAD = (
     "program", "predicted peak MB", "measured", "ratio", "predicted sent MB", "metered", "sockets"
 )  # fmt: skip
-GROUP_TIMEOUT = timedelta(minutes=5)
-Figures = dict[str, Any]
 
 
 def main() -> None:
     args = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(run_rank, (Path(folder), args), nprocs=args.ranks)
-        figures: list[Figures] = json.loads(Path(folder, "figures.json").read_text())
-    text = markdown(figures)
-    print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "memory.json").write_text(json.dumps(figures, indent=2) + "\n")
-    if args.save:
-        args.save.write_text(f"# Memory and volume: predicted and measured\n\n{text}\n")
+        rows = run_ranks(compare_all, args, folder=Path(folder, "ranks"))[0]["rows"]
+    text = table(HEAD, [_cells(row) for row in rows])
+    publish("memory", "Memory and volume: predicted and measured", text, rows, args)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="compare zc's predictions with measurements")
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--rows", type=int, default=2, help="passages in a batch, per rank")
-    parser.add_argument("--length", type=int, default=128, help="bytes in a passage")
-    parser.add_argument("--ranks", type=int, default=2)
+    parser = parser_of("compare zc's predictions with measurements", layers=3, width=384)
     parser.add_argument("--executor", default="interpret", choices=["inductor", "interpret"])
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks"))
-    parser.add_argument("--save", type=Path, help="also write the table into this file")
     return parser.parse_args()
 
 
-def run_rank(rank: int, folder: Path, args: argparse.Namespace) -> None:
-    if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # local processes need no other network
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+def compare_all(rank: int, args: argparse.Namespace) -> Figures:
+    """The figures of all programs on this rank."""
     install()
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=args.ranks,
-        timeout=GROUP_TIMEOUT,
-    )  # fmt: skip
-    figures = [compare(args, level, stage) for level in args.levels for stage in args.stages]
-    if rank == 0:
-        (folder / "figures.json").write_text(json.dumps(figures))
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"rows": [compare(args, level, stage) for level in args.levels for stage in args.stages]}
 
 
 def compare(args: argparse.Namespace, level: int, zero_stage: int) -> Figures:
@@ -134,26 +104,16 @@ def measure(model: Any, level: int, options: dict[str, Any], tokens: torch.Tenso
     return {"measured_peak": live.peak, "metered_sent": METER.total(), "socket_sent": sent}
 
 
-def markdown(figures: list[Figures]) -> str:
-    """A table, one row for each program."""
-    rows = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)], *map(_cells, figures)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def _cells(row: Figures) -> list[str]:
     return [
         row["program"],
-        _megabytes(row["predicted_peak"]),
-        _megabytes(row["measured_peak"]),
+        megabytes(row["predicted_peak"], 3),
+        megabytes(row["measured_peak"], 3),
         f"{row['measured_peak'] / row['predicted_peak']:.3f}",
-        _megabytes(row["predicted_sent"]),
-        _megabytes(row["metered_sent"]),
-        _megabytes(row["socket_sent"]),
+        megabytes(row["predicted_sent"], 3),
+        megabytes(row["metered_sent"], 3),
+        megabytes(row["socket_sent"], 3),
     ]
-
-
-def _megabytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 1e6:,.3f}"
 
 
 if __name__ == "__main__":

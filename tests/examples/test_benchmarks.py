@@ -133,7 +133,7 @@ def test_predictions_of_time_and_peak(tmp_path: Path):
     options = (*sizes, "--device=cpu", "--pipelines", "zero3", f"--out={tmp_path}")
     head, _, row = parse(run("predict.py", *options))
     assert row[0] == "zero3"
-    assert len(head) == len(row) == 9
+    assert len(head) == len(row) == 10
     (found,) = json.loads((tmp_path / "predict.json").read_text())
     assert found["measured_peak"] == pytest.approx(found["predicted_peak"], rel=PEAK_TOLERANCE)
     assert len(found["seconds"]) == 3
@@ -152,6 +152,15 @@ def test_seconds_of_passes_by_depth(tmp_path: Path):
     assert float(nodes[1].replace(",", "")) < float(nodes[2].replace(",", ""))
     names = {row[0] for row in rows}
     assert names >= {"capture", "text", "first check", "checks", "shard_params", "all"}
+
+
+def test_no_cap_is_exceeded(tmp_path: Path):
+    sizes = ("--layers=1", "--width=64", "--length=16", "--steps=1", f"--out={tmp_path}")
+    _, _, *rows = parse(run("caps.py", *sizes))
+    assert [row[-1] for row in rows] == ["yes", "-"]
+    least, free = json.loads((tmp_path / "caps.json").read_text())
+    assert least["predicted_peak"] < free["predicted_peak"]  # there is something to use
+    assert least["predicted_seconds"] > free["predicted_seconds"]
 
 
 def test_live_bytes_are_counted_once_and_until_freed():

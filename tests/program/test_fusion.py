@@ -88,6 +88,16 @@ def test_an_elementwise_result_takes_over_the_memory_of_its_operand():
     assert nodes[fused_lives(program.graph).taken[key]].target is aten.tanh.default
 
 
+def test_a_product_that_is_added_to_something_is_computed_there():
+    program = traced(lambda w, x: (torch.tanh(x * w[0]) + x @ w) @ w, x=(8, 8))
+    (add,) = program.graph.find_nodes(op="call_function", target=aten.add.Tensor)[:1]
+    product = next(n for n in add.all_input_nodes if n.target is aten.mm.default)
+    fusion, lives = fusion_of(program.graph), fused_lives(program.graph)
+    assert fusion.kinds[add] == "call"
+    assert storages_of(product).keys() <= lives.absent
+    assert lives.deaths[product] == fusion.order[add]
+
+
 def test_a_region_of_views_alone_is_not_compiled():
     program = traced(lambda w, x: x @ w.t(), x=(4, 8))
     transpose = node_of(program, aten.t.default)
@@ -108,7 +118,7 @@ def _benchmarks(monkeypatch: pytest.MonkeyPatch):
 def gpt() -> Any:
     from systems import GPT, Config
 
-    return GPT(Config(1, 2, 64, 32))
+    return GPT(Config(2, 2, 64, 32))
 
 
 def gated() -> Any:

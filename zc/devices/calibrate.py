@@ -30,6 +30,7 @@ from zc.devices.measure_wire import OPS, link_samples, measure_wire
 from zc.devices.reader import builtin_device
 from zc.devices.stopwatch import Stopwatch
 from zc.errors import ExecutionError
+from zc.run.heap import keep_freed
 
 DEADLINE = 180.0  # seconds; measuring takes well under sixty
 _SHORTEST = 1e-9  # seconds; a file has no room for less
@@ -183,6 +184,8 @@ def _rank(rank: int, how: Calibration, folder: Path) -> None:
     device = (
         torch.device(how.device_type, rank) if how.device_type == "cuda" else torch.device("cpu")
     )
+    if device.type == "cpu":
+        keep_freed()  # as programs do
     if sys.platform == "linux" and device.type == "cpu":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # local processes need no other network
     if device.type == "cuda":

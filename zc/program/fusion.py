@@ -10,6 +10,7 @@ regions take in ``tests/program/test_fusion.py``:
 - Results of calls, reductions, concatenations and scatters are in memory.
 - A value lives until the kernel or call that reads it last ends, be it for a value inlined there;
   the loop hands a region the values that die in it.
+- A product that is only added to something is computed where it is added, by the same call.
 - An elementwise result takes over the memory of an operand of its size that is not read later.
 
 Inductor also orders kernels for less memory and has limits on how much it inlines; both are left
@@ -17,8 +18,9 @@ out. So are the few bytes for each row that a normalisation keeps while its kern
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -29,6 +31,7 @@ from zc.program.effects import is_count, is_effect
 from zc.program.loops import BEGIN, loop_by_node
 from zc.program.nodes import is_view, tensors_of
 
+aten: Any = torch.ops.aten
 VIEW, INLINE, LOOP, SCATTER, CALL = "view", "inline", "loop", "scatter", "call"
 _INLINED = frozenset({
     "_fused_rms_norm", "_fused_rms_norm_backward", "_log_softmax", "_log_softmax_backward_data",
@@ -79,7 +82,7 @@ class Fusion:
         region: number of the compiled region of each node that is in one.
         kinds: of these nodes.
         kernel: for each of them that is no view and no call, the last node of its kernel.
-        inlined: nodes whose (first) value is in registers only.
+        inlined: nodes whose (first) value is in no memory of its own.
     """
 
     order: dict[fx.Node, int]
@@ -96,10 +99,15 @@ def fusion_of(graph: fx.Graph) -> Fusion:
         kinds = {node: kind_of(node) for node in run}
         if all(kind == VIEW for kind in kinds.values()):
             continue  # runs node by node
+        late = {n: p for n in run if (p := _product_added(n, kinds)) is not None}
+        kinds.update(dict.fromkeys(late, CALL))
+        found.inlined.update(late.values())
         found.kinds.update(kinds)
         found.region.update(dict.fromkeys(run, number))
         last = None
         for node in reversed(run):
+            if node in found.inlined:
+                continue
             if kinds[node] == CALL:
                 last = None
             elif kinds[node] != VIEW:
@@ -107,6 +115,15 @@ def fusion_of(graph: fx.Graph) -> Fusion:
                 found.kernel[node] = last
     found.inlined.update(n for n, k in found.kinds.items() if k == INLINE and _is_inlined(n, found))
     return found
+
+
+def _product_added(node: fx.Node, kinds: Mapping[fx.Node, str]) -> fx.Node | None:
+    """The matrix product that ``node`` alone reads, and adds something to: both are one call."""
+    if node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
+        return None
+    products = [s for s in node.all_input_nodes if s in kinds and s.target is aten.mm.default]
+    alone = [product for product in products if len(product.users) == 1]
+    return alone[0] if len(node.all_input_nodes) == 2 and len(alone) == 1 else None
 
 
 def _runs(graph: fx.Graph) -> Iterator[list[fx.Node]]:
