@@ -30,12 +30,12 @@ import torch
 from torch import fx
 
 from zc.program.edit import Editor, erase_dead, state_input
-from zc.program.liveness import storages_of
 from zc.program.nodes import input_of, value_of
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.retype import retype
 from zc.program.stamps import UPDATE, stamp_of
+from zc.program.storages import storages_of
 from zc.program.tables import State
 
 aten: Any = torch.ops.aten

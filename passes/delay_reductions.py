@@ -28,12 +28,13 @@ from zc.cost.slack import Clock, Search
 from zc.cost.trial import Trial, device_of, memory_limit
 from zc.cost.windows import Window, latest
 from zc.program.collectives import COLLECTIVES, is_collective, is_wait, waits_of
-from zc.program.liveness import memory_timeline, storages_of, written_operands
+from zc.program.liveness import memory_timeline
 from zc.program.nodes import is_view
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Group, Places, move, places_of
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
+from zc.program.storages import storages_of, written_operands
 from zc.program.units import Bytes
 
 aten: Any = torch.ops.aten

@@ -32,12 +32,12 @@ from typing import ClassVar
 from torch import fx
 
 from zc.program.collectives import is_collective, is_wait, operands_of, start_of
-from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import loop_by_node
 from zc.program.nodes import tensors_of
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, restamp, stamp_of
+from zc.program.storages import storages_of, written_operands
 from zc.program.units import Bytes
 
 Order = dict[fx.Node, int]

@@ -38,7 +38,7 @@ from zc.program.collectives import (
 )
 from zc.program.copying import copy_program
 from zc.program.edit import Editor, erase_dead
-from zc.program.liveness import memory_timeline, peak_bytes, storages_of
+from zc.program.liveness import memory_timeline, peak_bytes
 from zc.program.loops import Loop, loop_by_node
 from zc.program.mesh import Mesh
 from zc.program.origins import Origins, Values
@@ -46,6 +46,7 @@ from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Places, places_of
 from zc.program.program import Program
 from zc.program.stamps import PHASES, stamp_of
+from zc.program.storages import storages_of
 from zc.program.units import Bytes
 
 _TRIES = 3

@@ -26,13 +26,13 @@ from torch import fx
 from zc.program.analysis import is_pure, turns, written_storages
 from zc.program.edit import erase_dead
 from zc.program.headroom import Headroom, live_on
-from zc.program.liveness import storages_of
 from zc.program.loops import loop_by_node
 from zc.program.nodes import value_of
 from zc.program.outside import Outside
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
+from zc.program.storages import storages_of
 from zc.program.types import has_unbacked, retype_views
 
 

@@ -33,10 +33,11 @@ from zc.cost.windows import Window, earliest
 from zc.program.analysis import is_random
 from zc.program.collectives import COLLECTIVES, is_collective
 from zc.program.effects import is_effect
-from zc.program.liveness import memory_timeline, storages_of
+from zc.program.liveness import memory_timeline
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Group, Places, move, places_of
 from zc.program.program import Program
+from zc.program.storages import storages_of
 from zc.program.units import Bytes
 
 

@@ -28,7 +28,6 @@ from zc.errors import PipelineError
 from zc.program.analysis import dependents, parameter_sources, sink, turns
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor, erase_dead, node_name
-from zc.program.liveness import storages_of, written_operands
 from zc.program.loop_sums import reduce_behind_loop
 from zc.program.loops import loop_by_node
 from zc.program.nodes import value_of
@@ -38,6 +37,7 @@ from zc.program.program import Program
 from zc.program.recompute import copy_chain
 from zc.program.retype import retype
 from zc.program.stamps import stamp_of
+from zc.program.storages import storages_of, written_operands
 from zc.program.tables import Param
 from zc.program.units import Bytes
 from zc.state.markers import GRAD, PARAM

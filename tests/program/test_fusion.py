@@ -15,8 +15,9 @@ from zc.planning.captured import Setting, capture_step
 from zc.planning.models import Subject, example_inputs, loss_of
 from zc.program.collectives import WAIT
 from zc.program.fusion import fused_lives, fusion_of, kind_of
-from zc.program.liveness import memory_timeline, storages_of
+from zc.program.liveness import memory_timeline
 from zc.program.program import Program
+from zc.program.storages import storages_of
 from zc.run.regions import Region, extract, free_of_work, split_regions, structure_key
 
 aten: Any = torch.ops.aten

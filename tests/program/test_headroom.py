@@ -11,8 +11,9 @@ from tracing import physical, program_of
 
 from zc.program.edit import Editor
 from zc.program.headroom import Headroom, LeastTree
-from zc.program.liveness import memory_timeline, storage_lives, storages_of
+from zc.program.liveness import memory_timeline, storage_lives
 from zc.program.nodes import tensors_of
+from zc.program.storages import storages_of
 
 aten: Any = torch.ops.aten
 numbers = st.lists(st.integers(-50, 50), min_size=1, max_size=20)

@@ -8,15 +8,9 @@ from tracing import physical, program_of
 
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor
-from zc.program.liveness import (
-    largest_live,
-    last_uses,
-    memory_timeline,
-    peak_by_phase,
-    peak_bytes,
-    written_operands,
-)
+from zc.program.liveness import largest_live, last_uses, memory_timeline, peak_by_phase, peak_bytes
 from zc.program.program import Program
+from zc.program.storages import written_operands
 
 aten: Any = torch.ops.aten
 KIB = 1024

@@ -35,11 +35,11 @@ from zc.capture.loop_results import (
 from zc.errors import CaptureError
 from zc.program.analysis import parameter_sources
 from zc.program.edit import Editor
-from zc.program.liveness import storages_of
 from zc.program.loops import BEGIN, END, SLICE
 from zc.program.printer import print_node
 from zc.program.program import Program
 from zc.program.stamps import BACKWARD, place_of
+from zc.program.storages import storages_of
 from zc.state.microbatches import JOIN, SPLIT
 
 

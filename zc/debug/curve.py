@@ -6,15 +6,10 @@ from typing import TypeVar
 
 from torch import fx
 
-from zc.program.liveness import (
-    MemoryPoint,
-    largest_live,
-    memory_timeline,
-    peak_by_phase,
-    storages_of,
-)
+from zc.program.liveness import MemoryPoint, largest_live, memory_timeline, peak_by_phase
 from zc.program.program import Program
 from zc.program.stamps import PHASES
+from zc.program.storages import storages_of
 
 MAX_POINTS = 2000
 LARGEST = 12  # values listed at the peak

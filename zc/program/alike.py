@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from zc.program.liveness import storages_of
 from zc.program.nodes import tensors_of, value_of
+from zc.program.storages import storages_of
 from zc.program.types import is_static
 from zc.program.updates import is_number
 

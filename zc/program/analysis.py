@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import Loop, loop_by_node
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.stamps import FORWARD, stamp_of
+from zc.program.storages import storages_of, written_operands
 
 _ACTS: dict[Any, bool] = {}  # of op overloads, whatever their arguments
 

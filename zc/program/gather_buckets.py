@@ -10,8 +10,8 @@ from zc.program.analysis import is_random
 from zc.program.coalesce import candidates, coalesce
 from zc.program.collectives import output_bytes
 from zc.program.edit import Editor
-from zc.program.liveness import storages_of, written_operands
 from zc.program.stamps import stamp_of
+from zc.program.storages import storages_of, written_operands
 
 LONGEST = 16  # nodes between a shard and its gather that a bucket takes along
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from zc.program.liveness import memory_timeline, storage_lives, storages_of
+from zc.program.liveness import memory_timeline, storage_lives
 from zc.program.nodes import tensors_of
 from zc.program.outside import Outside
 from zc.program.stamps import stamp_of
+from zc.program.storages import storages_of
 
 
 @dataclass

@@ -13,12 +13,12 @@ from torch import fx
 from zc.codegen.spec import SCALARS
 from zc.codegen.table import TABLE
 from zc.program.edit import Editor
-from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import value_of
 from zc.program.printer import print_target
 from zc.program.program import Program
 from zc.program.rounding import ROUND_STOCHASTIC
 from zc.program.stamps import UPDATE, stamp_of
+from zc.program.storages import storages_of, written_operands
 from zc.program.updates import is_number
 
 aten: Any = torch.ops.aten

@@ -18,8 +18,8 @@ from torch.fx.node import map_arg
 from zc.program.analysis import is_random
 from zc.program.collectives import start_of, waits_of
 from zc.program.effects import is_effect
-from zc.program.liveness import storages_of
 from zc.program.places import Accesses, Places
+from zc.program.storages import storages_of
 
 
 class Values:

@@ -11,10 +11,10 @@ import torch
 from torch import fx
 
 from zc.program.collectives import hint
-from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import tensors_of, value_of
 from zc.program.program import Program
 from zc.program.stamps import BACKWARD, FORWARD, stamp_of
+from zc.program.storages import storages_of, written_operands
 from zc.program.types import same_type
 
 

@@ -16,10 +16,10 @@ from torch import fx
 from torch.utils.flop_counter import flop_registry
 
 from zc.program.effects import is_effect
-from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import BEGIN, END
 from zc.program.nodes import value_of
 from zc.program.stamps import FORWARD, stamp_of
+from zc.program.storages import storages_of, written_operands
 
 _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 Group = tuple[int, Sequence[fx.Node]]  # a place, and the nodes to be moved there

@@ -17,10 +17,10 @@ from zc.program.analysis import is_random, turns
 from zc.program.coalesce import candidates, coalesce
 from zc.program.collectives import input_bytes, is_wait
 from zc.program.edit import Editor
-from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import ACCUMULATOR, BEGIN, END
 from zc.program.nodes import value_of
 from zc.program.stamps import stamp_of
+from zc.program.storages import storages_of, written_operands
 
 SEVERAL = object()
 

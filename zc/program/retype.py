@@ -6,9 +6,9 @@ from contextlib import nullcontext
 from torch import fx
 
 from zc.program.alike import Alike
-from zc.program.liveness import storages_of
 from zc.program.nodes import value_of
 from zc.program.program import Program
+from zc.program.storages import storages_of
 from zc.program.types import derive, has_unbacked
 
 

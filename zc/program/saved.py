@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from zc.program.analysis import parameter_sources
-from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import Loop, loop_by_node
 from zc.program.min_cut import Choice
 from zc.program.nodes import input_of
 from zc.program.program import Program
 from zc.program.recompute import is_cheap
 from zc.program.stamps import BACKWARD, FORWARD, UPDATE, stamp_of
+from zc.program.storages import storages_of, written_operands
 from zc.program.views import viewed_by
 
 

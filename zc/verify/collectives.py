@@ -13,9 +13,9 @@ from zc.program.collectives import (
     is_wait,
     start_of,
 )
-from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import tensors_of
 from zc.program.program import Program
+from zc.program.storages import storages_of, written_operands
 from zc.verify.diagnostic import refusal
 
 SIZE_ARGUMENT = {

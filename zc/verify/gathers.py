@@ -12,11 +12,11 @@ from zc.program.collectives import (
     operands_of,
     start_of,
 )
-from zc.program.liveness import written_operands
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.printer import print_arg, print_type
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
+from zc.program.storages import written_operands
 from zc.program.tables import Param
 from zc.program.updates import is_marker, keep_number
 from zc.verify.diagnostic import refusal

@@ -3,10 +3,10 @@
 from torch import fx
 
 from zc.program.collectives import is_collective, is_wait
-from zc.program.liveness import storages_of, written_operands
 from zc.program.loops import BEGIN, END, Loop, loop_by_node, loops_of
 from zc.program.nodes import input_of, tensors_of
 from zc.program.program import Program
+from zc.program.storages import storages_of, written_operands
 from zc.verify.diagnostic import refusal
 
 

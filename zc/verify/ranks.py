@@ -12,10 +12,10 @@ from torch import fx
 
 from zc.program.analysis import reads_no_values
 from zc.program.collectives import COLLECTIVES, is_collective
-from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import input_of
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
+from zc.program.storages import storages_of, written_operands
 from zc.state.markers import GRAD, PARAM
 from zc.verify.diagnostic import refusal
 

@@ -6,10 +6,10 @@ from typing import Any
 from torch import fx
 
 from zc.program.collectives import is_collective, operands_of
-from zc.program.liveness import storages_of
 from zc.program.nodes import input_of, tensors_of
 from zc.program.program import Program
 from zc.program.stamps import BACKWARD, FORWARD, stamp_of
+from zc.program.storages import storages_of
 from zc.verify.diagnostic import refusal
 
 Params = frozenset[str] | None

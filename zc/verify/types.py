@@ -9,10 +9,10 @@ from torch import fx
 
 from zc import torch_private
 from zc.program.alike import Alike
-from zc.program.liveness import storages_of
 from zc.program.nodes import tensors_of, value_of
 from zc.program.printer import print_type
 from zc.program.program import Program
+from zc.program.storages import storages_of
 from zc.program.types import derive, has_unbacked, same_type
 from zc.verify.diagnostic import refusal
 

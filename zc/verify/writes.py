@@ -2,9 +2,9 @@
 
 from torch import fx
 
-from zc.program.liveness import storages_of, written_operands
 from zc.program.nodes import input_of
 from zc.program.program import Program
+from zc.program.storages import storages_of, written_operands
 from zc.verify.diagnostic import refusal
 
 
