@@ -20,7 +20,12 @@ from zc.program.saved import saved_for_backward
 from zc.program.units import Bytes
 from zc.verify import verify
 
-PLAIN: list[Any] = [{"shard_params": {"zero_stage": 3}}, "shard_update", "clean_graph"]
+
+def plain(zero_stage: int) -> list[Any]:
+    return [{"shard_params": {"zero_stage": zero_stage}}, "shard_update", "clean_graph"]
+
+
+PLAIN = plain(3)
 CHEAP = [*PLAIN, "merge_common", {"recompute_pointwise": {"smallest": 0, "redraw": True}}]
 STEPS = 2
 
@@ -43,7 +48,7 @@ def captured(level: int, zero_stage: int) -> Program:
             return loss.detach()
 
         function = step if level == 2 else lambda tokens: gpt_loss(model, tokens)
-        return zc.capture(function, tokens, passes=f"zero{zero_stage}")
+        return zc.capture(function, tokens, passes=plain(zero_stage))
 
 
 def saved_bytes(program: Program) -> int:

@@ -82,22 +82,9 @@ def test_every_way_to_name_the_same_pass_pipeline(tmp_path: Path):
         assert PassPipeline.resolve(spec) == made
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_builtins_are_canonical(zero_stage: int):
-    name = f"zero{zero_stage}"
-    pipeline = PassPipeline.resolve(name)
-    rest = [pass_class(n)() for n in ("shard_update", "clean_graph", "lower_update")]
-    assert pipeline.passes == (shard_params(zero_stage=zero_stage), *rest)
-    assert pipeline.to_yaml() == (
-        f"name: {name}\nexecutor: inductor\npasses:\n"
-        f"  - shard_params: {{zero_stage: {zero_stage}}}\n"
-        "  - shard_update\n  - clean_graph\n  - lower_update\n"
-    )
-
-
 def test_passes_can_be_replaced_in_a_loaded_pass_pipeline():
     pipeline = dataclasses.replace(
-        PassPipeline.builtin("zero3"), passes=(pass_class("clean_graph")(), shard_params())
+        PassPipeline.builtin("zero0"), passes=(pass_class("clean_graph")(), shard_params())
     )
     assert pipeline.to_yaml().endswith("passes:\n  - clean_graph\n  - shard_params\n")
 
