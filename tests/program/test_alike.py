@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from building import Build, built
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from zc.program.alike import Alike
 from zc.program.edit import Editor
@@ -76,3 +78,19 @@ def test_retype_changes_views_of_what_was_replaced_and_nothing_else():
     retype(program, program.graph)
     verify(program)
     assert [name for name, node in nodes.items() if value_of(node) is not types[name]] == ["view"]
+
+
+def test_a_view_of_fixed_size_into_a_symbolic_one_is_like_nothing():
+    nodes: list[fx.Node] = []
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    sizes = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
+
+    def build(edit: Editor, x: fx.Node) -> fx.Node:
+        nodes.append(edit.call(aten.slice.Tensor, x, 0, 0, 2))
+        return x
+
+    built(build)
+    whole = mode.from_tensor(torch.ones(6, 3), symbolic_context=sizes)
+    with mode:
+        nodes[0].meta["val"] = whole[:2]
+    assert Alike().key(nodes[0]) is None

@@ -93,5 +93,7 @@ def _described(tensor: torch.Tensor) -> Hashable:
     if tensor.layout is not torch.strided or not is_static(tensor):
         raise _Unlike
     where = tensor.storage_offset(), tensor.untyped_storage().nbytes()
+    if not all(isinstance(number, int) for number in where):
+        raise _Unlike  # a view of fixed size of something that has none
     flags = tensor.requires_grad, tensor.is_conj(), tensor.is_neg()
     return type(tensor), tensor.shape, tensor.stride(), where, tensor.dtype, tensor.device, flags
