@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from zc.codegen import cpp_blocks, rounding
+from zc.codegen.host_lock import locked
 from zc.codegen.rounding import Place
 from zc.codegen.source import source_of
 from zc.codegen.spec import Codes, KernelSpec, Operand
@@ -193,10 +194,24 @@ def _call(spec: KernelSpec, arguments: str) -> str:
 
 
 def _library(source: Path, compiler: str) -> Path:
-    """The shared object beside ``source``; written under another name first, so never in part."""
+    """The shared object beside ``source``, compiled by one process of this host.
+
+    It is written under another name first, so never in part.
+    """
     library = source.with_suffix(".so")
-    if library.exists() and library.stat().st_mtime >= source.stat().st_mtime:
+    if _is_newer(library, source):
         return library
+    with locked(source.with_suffix(".lock")):
+        if not _is_newer(library, source):  # the last holder may have compiled it
+            _compile(source, library, compiler)
+    return library
+
+
+def _is_newer(library: Path, source: Path) -> bool:
+    return library.exists() and library.stat().st_mtime >= source.stat().st_mtime
+
+
+def _compile(source: Path, library: Path, compiler: str) -> None:
     with tempfile.NamedTemporaryFile(dir=source.parent, suffix=".so", delete=False) as file:
         temporary = Path(file.name)
     command = [compiler, *_FLAGS, str(source), "-o", str(temporary)]
@@ -205,4 +220,3 @@ def _library(source: Path, compiler: str) -> Path:
         temporary.unlink()
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
     temporary.replace(library)
-    return library

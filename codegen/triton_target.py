@@ -8,11 +8,13 @@ import importlib.util
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from zc.codegen import rounding, triton_blocks
+from zc.codegen.host_lock import locked
 from zc.codegen.rounding import Place
 from zc.codegen.source import source_of
 from zc.codegen.spec import Codes, KernelSpec, Operand, Scales
@@ -145,6 +147,7 @@ def load_triton(spec: KernelSpec) -> Run:
     kernel = getattr(_module(path), f"{spec.name}_kernel")
     tables: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor, int]] = {}
     lying: dict[tuple[Place, ...], torch.Tensor] = {}
+    first = {True}
 
     def run(
         operands: Sequence[Sequence[torch.Tensor]],
