@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from zc import plan, torch_private
+from zc import clock, plan, torch_private
 from zc.capture.arguments import (
     Argument,
     describe_arguments,
@@ -26,12 +26,12 @@ from zc.program.mesh import Mesh
 from zc.program.program import Program
 from zc.program.tables import Output
 from zc.run.deferred import Deferred, deferred_of, refusing
-from zc.run.executor import Loop, build_loop
+from zc.run.executor import Loop
 from zc.run.split import split_program
 from zc.run.variants import Store, Variant, Variants
 from zc.state.averaged import mark_averaged
 from zc.state.spec import spec_of
-from zc.transform import transform
+from zc.transform import Ready, transform
 from zc.update.stepping import OptimizerStep
 
 _SAVED = Output("user", "saved")
@@ -57,6 +57,18 @@ def zero(
     """
     settings = read_options(options)
     torch_private.trace_again_if_needed(graph_module, _has_external_graph(example_inputs))
+    clock.mark()
+    clock.add("Dynamo", torch_private.seconds_in_dynamo())
+    try:
+        with clock.spending("AOTAutograd"):
+            return _compile(graph_module, example_inputs, settings)
+    finally:
+        torch_private.seconds_in_dynamo()  # goes on from here
+
+
+def _compile(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], settings: Settings
+) -> Callable[..., Any]:
     if torch_private.backward_outside(graph_module):
         _say_detach(function_name(graph_module))
     if torch_private.backward_under_default_device(graph_module):
@@ -98,7 +110,7 @@ class Compilation:
         self._parameters = dict(parameters)  # until the program is ready
         self._tokens = [plan.token(param) for param in parameters.values()]
         self._deferred: dict[str, Deferred] = {}
-        self._executor = "interpret"
+        self._ready = Ready("interpret")
         self._program: Program | None = None
 
     def partition(
@@ -131,9 +143,8 @@ class Compilation:
 
         def build(variant: Variant) -> Loop:
             program = variant.program
-            cells, store = variant.cells(), Store(variant.steps)
-            how = (self._executor, "step", cells, store)
-            return build_loop(program, program.graph, program.outputs, *how)
+            how = {"name": "step", "cells": variant.cells(), "store": Store(variant.steps)}
+            return self._ready.loop(program, program.graph, program.outputs, **how)
 
         found = [
             OptimizerStep.find(s.handle, s.dtypes(), self._parameters, s.scaler) for s in steps
@@ -159,14 +170,19 @@ class Compilation:
         self, program: Program, graph: fx.Graph, outputs: list[Output], name: str
     ) -> Callable[..., Any]:
         def build() -> Callable[[list[Any]], list[Any]]:
-            how = (self._executor, name)
             if program.level == 2:
-                return refusing(program.name, build_loop(program, graph, outputs, *how))
-            return build_loop(program, graph, outputs, *how, deferred=self._deferred)
+                loop = self._ready.loop(program, graph, outputs, name=name)
+                return refusing(program.name, loop)
+            how = {"name": name, "deferred": self._deferred}
+            return self._ready.loop(program, graph, outputs, **how)
 
         return current_session().wrap(program, build)
 
     def _capture(self, module: fx.GraphModule, forward_outputs: int | None) -> Program:
+        with clock.spending("capture"):
+            return self._build(module, forward_outputs)
+
+    def _build(self, module: fx.GraphModule, forward_outputs: int | None) -> Program:
         layouts = {name: spec_of(param) for name, param in self._parameters.items()}
         rest = {name: spec.layout for name, spec in layouts.items() if spec is not None}
         return build_program(
@@ -180,7 +196,7 @@ class Compilation:
 
     def _transform(self, program: Program) -> None:
         sharded = any(a.sharded for a in self._arguments)
-        self._executor = transform(program, self._settings, self._tokens, sharded=sharded)
+        self._ready = transform(program, self._settings, self._tokens, sharded=sharded)
         averages = program.training and self._mesh.size(DEFAULT_AXIS) > 1 and not sharded
         if program.level == 1 and program.rules.get("zero_stage") != 3:
             self._deferred = {name: deferred_of(p) for name, p in self._parameters.items()}

@@ -7,7 +7,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from zc import plan
+from zc import clock, plan
 from zc.capture.lone_step import Stepped, layout_of, lone_step
 from zc.capture.session import Captured, current_session
 from zc.capture.updates import adopt_updates
@@ -17,12 +17,12 @@ from zc.options import Settings
 from zc.program.layout import Layout
 from zc.program.packing import local_view
 from zc.program.program import Program
-from zc.run.executor import Loop, build_loop
+from zc.run.executor import Loop
 from zc.run.variants import Store, Variant, Variants
 from zc.state.optimizers import handle_of
 from zc.state.reading import local_of
 from zc.state.spec import spec_of
-from zc.transform import transform
+from zc.transform import Ready, transform
 from zc.update.stepping import OptimizerStep
 
 
@@ -75,10 +75,11 @@ class _Compiled:
     def __init__(
         self, optimizer: Optimizer, settings: Settings, stepped: Sequence[Stepped]
     ) -> None:
+        clock.mark()
         for item in stepped:
             _check(optimizer, item)
         self._settings = settings
-        self._executor = "interpret"
+        self._ready = Ready("interpret")
         self._params = [item.param for item in stepped]
         self._sharded = any(isinstance(param, DTensor) for param in self._params)
         mesh = registered_mesh() if self._sharded else default_mesh()
@@ -103,12 +104,12 @@ class _Compiled:
 
     def _transform(self, program: Program) -> None:
         tokens = [plan.token(param) for param in self._params]
-        self._executor = transform(program, self._settings, tokens, sharded=self._sharded)
+        self._ready = transform(program, self._settings, tokens, sharded=self._sharded)
 
     def _build(self, variant: Variant) -> Loop:
-        program = variant.program
-        how = (self._executor, "step", variant.cells(), Store(variant.steps))
-        return build_loop(program, program.graph, program.outputs, *how)
+        program, cells, store = variant.program, variant.cells(), Store(variant.steps)
+        how = {"name": "step", "cells": cells, "store": store}
+        return self._ready.loop(program, program.graph, program.outputs, **how)
 
 
 def _type_of(grad: torch.Tensor) -> tuple[Any, ...]:

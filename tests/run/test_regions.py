@@ -1,10 +1,5 @@
 """Regions: what is one, what they share, and what their keys are free of."""
 
-import re
-import threading
-import time
-from pathlib import Path
-
 import pytest
 import torch
 from multiprocess import fake_world
@@ -12,10 +7,9 @@ from run.programs import BATCH, LAYERS, layered, random_values, run
 from tracing import physical, program_of
 
 import zc.run.compile
-from zc import torch_private
 from zc.program.collectives import is_collective, is_wait
 from zc.program.program import Program
-from zc.run.compile import compile_region, compiled_count
+from zc.run.compile import compiled_count
 from zc.run.regions import Region, extract, free_of_work, split_regions, structure_key
 
 INDUCTOR = 1e-6  # relative; fused expressions round differently, one operation here and there
@@ -109,50 +103,3 @@ def test_strides_are_kept():
     exact = run(program, "interpret", values)
     for found, expected in zip(run(program, "inductor", values), exact, strict=True):
         assert found.stride() == expected.stride()
-
-
-@pytest.fixture
-def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(zc.run.compile, "_compiled", {})
-
-
-@pytest.mark.usefixtures("_own_folder")
-def test_one_process_compiles_at_a_time(monkeypatch: pytest.MonkeyPatch):
-    (region,) = regions_of(layered({"w0": (16, 16)}))
-    inside: list[int] = []
-    active = threading.Semaphore(1)
-
-    def slowly(*_: object) -> object:
-        assert active.acquire(blocking=False), "two compile the same region together"
-        time.sleep(0.1)
-        inside.append(1)
-        active.release()
-        return len
-
-    monkeypatch.setattr(torch_private, "compile_region", slowly)
-    threads = [threading.Thread(target=compile_region, args=(region,)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert len(inside) == 3  # in processes of their own, the later ones would find Inductor's cache
-
-
-@pytest.mark.usefixtures("_own_folder")
-def test_waiting_for_a_lock_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(zc.run.compile, "LOCK_SECONDS", 0.2)
-    with zc.run.compile._locked("key"):
-        start = time.monotonic()
-        with zc.run.compile._locked("key"):  # another handle: held, so it goes on without
-            assert 0.2 <= time.monotonic() - start < 5
-    with zc.run.compile._locked("key"):
-        assert time.monotonic() - start < 5
-
-
-@pytest.mark.usefixtures("_own_folder")
-def test_lock_files_are_private(tmp_path: Path):
-    with zc.run.compile._locked("key"):
-        (folder,) = tmp_path.iterdir()
-        assert re.fullmatch(r"zc-locks-\d+", folder.name)
-        assert folder.stat().st_mode & 0o077 == 0

@@ -6,6 +6,7 @@ DIR/train.py-12-step/             one program; a recompile gets train.py-12-step
     00-capture.ir
     01-shard_params.ir .diff .dot .svg      of each pass that changed the printed program
     report.json  report.html
+    seconds.txt                   where the time of compiling went, once the program can run
 """
 
 import json
@@ -14,6 +15,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+from zc import clock
 from zc.debug.dot import draw
 from zc.debug.files import check_writable, program_folder, write_text
 from zc.debug.fold import outline
@@ -100,6 +102,11 @@ class DumpInstrument(Instrument):
         write_text(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
         write_text(self.folder / "report.html", render(report, self._changes, outline(program)))
         write_index(self.directory)
+
+    def after_loop(self) -> None:
+        """Write where the seconds of compiling went, so far: a half may still have to come."""
+        if self.folder is not None:
+            write_text(self.folder / "seconds.txt", clock.table(clock.since_mark()))
 
     def _write_change(
         self, folder: Path, index: int, stem: str, program: Program, text: str

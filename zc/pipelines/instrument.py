@@ -15,3 +15,6 @@ class Instrument:
 
     def after_passes(self, program: Program) -> None:
         """Called once, with the finished program."""
+
+    def after_loop(self) -> None:
+        """Called when the program, or a half of it, can run."""

@@ -6,6 +6,7 @@ run_passes(program, PassPipeline.builtin("zero3"), instruments=[Dump(folder)])
 import time
 from collections.abc import Callable, Sequence
 
+from zc.clock import spending
 from zc.cost.advice import Way, advise
 from zc.devices.default import default_device
 from zc.devices.reader import load_device
@@ -54,22 +55,25 @@ def run_passes(
     if pipeline.memory_cap is not None:
         program.cap_bytes = int(pipeline.memory_cap)
     logical = None if program.cap_bytes is None else copy_program(program)
-    for instrument in instruments:
-        instrument.before_passes(program, passes)
+    with spending("instruments"):
+        for instrument in instruments:
+            instrument.before_passes(program, passes)
     if verify:
         _verify(program, "before the first pass", full=True, capped=False)
     for index, item in enumerate(passes, start=1):
         seconds = _run_one(item, index, program)
-        for instrument in instruments:
-            instrument.after_pass(index, item, program, seconds)
+        with spending("instruments"):
+            for instrument in instruments:
+                instrument.after_pass(index, item, program, seconds)
         last = index == len(passes)
         if verify:
             try:
                 _verify(program, f"after pass {index}, '{item.name}'", full=last, capped=last)
             except CapError as error:
                 raise CapError(f"{error}\n{_advice(logical, program, pipeline)}") from error
-    for instrument in instruments:
-        instrument.after_passes(program)
+    with spending("instruments"):
+        for instrument in instruments:
+            instrument.after_passes(program)
 
 
 def select_passes(pipeline: PassPipeline, skip: frozenset[str] = frozenset()) -> tuple[Pass, ...]:
@@ -101,7 +105,8 @@ def _run_one(item: Pass, index: int, program: Program) -> float:
     """Run one pass; the seconds it took."""
     start = time.perf_counter()
     try:
-        item.run(program)
+        with spending(f"pass {item.name}"):
+            item.run(program)
     except Exception as error:
         kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
         raise PipelineError(f"pass {index}, '{item.name}', failed: {kind}{error}") from error
@@ -110,7 +115,8 @@ def _run_one(item: Pass, index: int, program: Program) -> float:
 
 def _verify(program: Program, when: str, *, full: bool, capped: bool) -> None:
     try:
-        verify_program(program, full=full, capped=capped)
+        with spending("verification"):
+            verify_program(program, full=full, capped=capped)
     except VerifyError as error:
         raise type(error)(f"{when}: {error}") from error
 

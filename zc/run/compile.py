@@ -1,25 +1,36 @@
-"""Compiling regions with Inductor: once per structure, and by one rank at a time.
+"""Compiling regions with Inductor: each once on a host, whoever comes first, and kept on disk.
 
-Results live in Inductor's own cache on disk, keyed by content, so a second start loads them. A
-lock file per region keeps ranks from compiling the same one together; waiting for it is bounded.
+    file there              load it: no lowering, no compiler
+    its lock is free        compile, write the file
+    somebody holds it       look at the next region, come back
+
+Ranks need the same regions, so each takes what no other rank is at, and n ranks compile on n cores.
+The largest regions go first, lest one that takes long is begun last. Waiting is bounded.
 """
 
-import fcntl
-import os
-import tempfile
+import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import fx
+
 from zc import torch_private
+from zc.clock import attribute, spending
+from zc.codegen.host_lock import LOCK_SECONDS, POLL_SECONDS, locked
+from zc.errors import ExecutionError
 from zc.program.nodes import value_of
+from zc.run.region_files import inode, read_region, region_folder, write_region
 from zc.run.regions import Region, extract, is_symbolic, structure_key
 
-LOCK_SECONDS = 600.0
-_compiled: dict[str, Callable[..., Any]] = {}
+Compiled = Callable[..., Any]
+VERSION = "1"  # of how regions are compiled: another one finds none of the old files
+_TORCH = ("aten", "prims")
+_compiled: dict[str, Compiled] = {}
 _warned = False
 
 
@@ -42,19 +53,25 @@ def can_compile() -> bool:
     return found
 
 
-def compile_region(region: Region) -> Callable[..., Any]:
-    """The compiled function of ``region``, shared with every region of the same structure.
+def compile_regions(regions: Sequence[Region]) -> list[Compiled]:
+    """The compiled functions of ``regions``, shared by those of the same structure.
 
     Compiling symbolic sizes may set conditions on them that the program's guards must learn, so
     those go through Inductor each time; its cache remembers the conditions.
     """
-    module = extract(region)
-    key = structure_key(module)
-    if key not in _compiled or is_symbolic(region):
-        examples = [value_of(n) for n in module.graph.find_nodes(op="placeholder")]
-        with _locked(key):
-            _compiled[key] = torch_private.compile_region(module, examples)
-    return _compiled[key]
+    with spending("regions named"):
+        jobs = [_Job(extract(region), is_symbolic(region)) for region in regions]
+        _place(jobs)
+    shared = {job.key: job for job in jobs if not job.symbolic and job.key not in _compiled}
+    for group in ([*shared.values()], *([job] for job in jobs if job.symbolic)):
+        _finish(group)
+    return [job.function or _compiled[job.key] for job in jobs]
+
+
+def compile_region(region: Region) -> Compiled:
+    """The compiled function of one region."""
+    (found,) = compile_regions([region])
+    return found
 
 
 def compiled_count() -> int:
@@ -62,26 +79,97 @@ def compiled_count() -> int:
     return len(_compiled)
 
 
-@contextmanager
-def _locked(key: str) -> Iterator[None]:
-    folder = Path(tempfile.gettempdir()) / f"zc-locks-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with open(folder / key, "w") as file:
-        held = _acquire(file)
+@dataclass
+class _Job:
+    """A region on its way; ``path`` is its file, whether or not anything may be kept there."""
+
+    module: fx.GraphModule
+    symbolic: bool
+    key: str = ""
+    path: Path = Path()
+    kept: bool = False
+    function: Compiled | None = None
+    refused: int = 0  # the file that was read and is of no use, by its inode
+
+    def __post_init__(self) -> None:
+        self.key = structure_key(self.module)
+
+    @property
+    def examples(self) -> list[Any]:
+        """Types of the inputs."""
+        return [value_of(n) for n in self.module.graph.find_nodes(op="placeholder")]
+
+    def load(self) -> bool:
+        """Take what another process, or an earlier one, has compiled; says whether there was."""
+        number = inode(self.path) if self.kept else 0
+        if number in (0, self.refused):
+            return False
         try:
-            yield
-        finally:
-            if held:
-                fcntl.flock(file, fcntl.LOCK_UN)
+            data = read_region(self.path)
+            with spending("regions loaded"):
+                self.function = torch_private.load_region(data, self.examples)
+        except Exception as error:  # a record of other code may raise anything
+            self.refused = number
+            _say_unusable(self.path, error)
+        return self.function is not None
+
+    def compile(self) -> None:
+        """Run Inductor, and leave the outcome to others."""
+        with spending("Inductor"):
+            before = torch_private.kernel_seconds()
+            self.function = torch_private.compile_region(self.module, self.examples)
+            attribute("kernels of regions", torch_private.kernel_seconds() - before)
+        data = torch_private.region_bytes(self.function) if self.kept else None
+        if data is not None:
+            write_region(self.path, data)
 
 
-def _acquire(file: Any) -> bool:
-    """Take the lock; after ``LOCK_SECONDS`` go on without it, which is only slower."""
+def _place(jobs: Sequence[_Job]) -> None:
+    """Give each job its file, whose name says what compiled code depends on."""
+    if not jobs:
+        return
+    fingerprint = torch_private.compiler_fingerprint([x for job in jobs for x in job.examples])
+    folder = region_folder()
+    for job in jobs:
+        content = f"{VERSION} {fingerprint} {job.key}"
+        job.path = folder / hashlib.sha256(content.encode()).hexdigest()
+        job.kept = fingerprint is not None and not job.symbolic and _is_known(job.module)
+
+
+def _is_known(module: fx.GraphModule) -> bool:
+    """Whether only torch decides what the ops of ``module`` consist of; others' may change."""
+    targets = [n.target for n in module.graph.nodes if n.op == "call_function"]
+    ops = [t for t in targets if isinstance(t, torch._ops.OpOverload)]
+    return all(op.namespace in _TORCH or not torch_private.is_composite(op.name()) for op in ops)
+
+
+def _say_unusable(path: Path, error: Exception) -> None:
+    reason = str(error) if isinstance(error, ExecutionError) else f"{type(error).__name__}: {error}"
+    warnings.warn(f"{path} is not used: {reason}; compiling its region again", stacklevel=2)
+
+
+def _finish(jobs: Sequence[_Job]) -> None:
+    """Load or compile every job, those first that nobody is at; the longest of them first."""
+    waiting = sorted(jobs, key=lambda job: -len(job.module.graph.nodes))
     deadline = time.monotonic() + LOCK_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.05)
-    return False
+    while waiting:
+        left = [job for job in waiting if not _try(job, wait=time.monotonic() < deadline)]
+        if len(left) < len(waiting):
+            deadline = time.monotonic() + LOCK_SECONDS
+        else:
+            with spending("waiting for other processes"):
+                time.sleep(POLL_SECONDS)
+        waiting = left
+
+
+def _try(job: _Job, *, wait: bool) -> bool:
+    """Load ``job``, or compile it unless somebody else does; not for ever, so ``wait`` says."""
+    if not job.load():
+        with locked(job.path.with_suffix(".lock"), seconds=0) as mine:
+            if wait and not mine:
+                return False
+            if not job.load():  # the last holder may have written it
+                job.compile()
+    assert job.function is not None
+    _compiled[job.key] = job.function
+    return True

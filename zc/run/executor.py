@@ -1,11 +1,12 @@
 """From a verified program, or half of one, to a function: bind, compile, write the loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from torch import fx
 
+from zc.clock import spending
 from zc.comm.groups import rank_on
 from zc.program.collectives import is_coalesced, is_collective, is_wait
 from zc.program.kernels import FUSED_UPDATE
@@ -19,7 +20,7 @@ from zc.program.stamps import stamp_of
 from zc.program.tables import Output, Param
 from zc.program.updates import keep_number
 from zc.run import effects
-from zc.run.compile import compile_region, usable_executor
+from zc.run.compile import Compiled, compile_regions, usable_executor
 from zc.run.deferred import Deferred
 from zc.run.heap import keep_freed
 from zc.run.kernels import bind_kernel
@@ -30,6 +31,7 @@ from zc.run.regions import Region, free_of_work, split_regions
 Loop = Callable[[list[Any]], list[Any]]
 
 
+@spending("loop")
 def build_loop(
     program: Program,
     graph: fx.Graph,
@@ -60,8 +62,9 @@ def build_loop(
         s for n in graph.find_nodes(op="placeholder") for s in _bind_input(program, n, cells)
     ]
     prologue += [_constant(program, n) for n in graph.find_nodes(op="get_attr")]
-    how = (usable_executor(executor), store, deferred)
-    steps = [s for part in split_regions(graph) for s in _steps(part, *how)]
+    parts = split_regions(graph)
+    compiled = _compiled(parts) if usable_executor(executor) == "inductor" else {}
+    steps = [s for part in parts for s in _steps(part, compiled, store, deferred)]
 
     def returns(writer: LoopWriter, output: fx.Node) -> str:
         values: Any = output.args[0]
@@ -102,8 +105,18 @@ def _constant(program: Program, node: fx.Node) -> Step:
     return Step((), lambda w: w.add(f"{node.name} = {w.object('constant', value)}"))
 
 
+def _compiled(parts: Sequence[Region | fx.Node]) -> dict[int, Compiled]:
+    """The compiled functions of those of ``parts`` that compute something, by identity."""
+    regions = [p for p in parts if isinstance(p, Region) and not free_of_work(p)]
+    functions = compile_regions(regions)
+    return {id(region): f for region, f in zip(regions, functions, strict=True)}
+
+
 def _steps(
-    part: Region | fx.Node, executor: str, store: Any, deferred: Mapping[str, Deferred]
+    part: Region | fx.Node,
+    compiled: Mapping[int, Compiled],
+    store: Any,
+    deferred: Mapping[str, Deferred],
 ) -> list[Step]:
     if isinstance(part, fx.Node):
         if is_collective(part):
@@ -119,9 +132,9 @@ def _steps(
         if part.target is ROUND_STOCHASTIC:
             return [node_step(part, effects.bind_rounding(part))]
         return [node_step(part, store if part.target is keep_number else None)]
-    if executor == "interpret" or free_of_work(part):
-        return [node_step(node) for node in part.nodes]
-    return [_region_step(part)]
+    if id(part) in compiled:
+        return [_region_step(part, compiled[id(part)])]
+    return [node_step(node) for node in part.nodes]
 
 
 def _own(collective: fx.Node, deferred: Mapping[str, Deferred]) -> list[Deferred]:
@@ -135,9 +148,8 @@ def _own(collective: fx.Node, deferred: Mapping[str, Deferred]) -> list[Deferred
     return [deferred[name] for name in names] if set(names) <= set(deferred) else []
 
 
-def _region_step(region: Region) -> Step:
+def _region_step(region: Region, function: Compiled) -> Step:
     """A region takes over the values that die in it, and lets each go as soon as it can."""
-    function = compile_region(region)
 
     def collect(writer: LoopWriter) -> None:
         inputs = ", ".join(n.name for n in region.inputs)

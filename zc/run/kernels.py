@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from zc import torch_private
+from zc.clock import spending
 from zc.codegen.cpp_target import load_cpp
 from zc.codegen.spec import KernelSpec
 from zc.codegen.torch_target import Run, load_torch
@@ -24,7 +25,8 @@ def bind_kernel(node: fx.Node) -> Callable[..., None]:
     places: Any = node.args[5] if len(node.args) > 5 else []
     rows = places_on(own_rank(places, str(node.args[6])), places) if places else []
     spec = spec_of(str(node.args[3]))
-    run = load(spec, usable_target(str(node.args[4]), value_of(written[0]).device))
+    with spending("kernels of updates"):
+        run = load(spec, usable_target(str(node.args[4]), value_of(written[0]).device))
 
     def fused_update(
         written: Sequence[torch.Tensor], read: Sequence[torch.Tensor], numbers: Any, *_: Any

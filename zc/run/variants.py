@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zc import clock
 from zc.errors import ExecutionError
 from zc.program.copying import copy_program
 from zc.program.program import Program
@@ -86,9 +87,12 @@ class Variants:
                 f"numbers that change decide how it steps"
                 f"{': ' + ', '.join(places) if places else ''}; keep them in tensors there"
             )
+        if self._variants:
+            clock.mark()  # the first one is part of a compilation that goes on
         program = copy_program(self._logical)
         names = _names([optimizer_of(step.handle) for step in self._steps])
-        bound = [BoundStep(s, n, program) for s, n in zip(self._steps, names, strict=True)]
+        with clock.spending("optimizer traces"):
+            bound = [BoundStep(s, n, program) for s, n in zip(self._steps, names, strict=True)]
         program.updates = [step.update for step in bound]
         self._transform(program)
         for step in bound:

@@ -25,6 +25,7 @@ from zc.torch_private.dynamo import (
     is_compiled_wrapper,
     never_compile_alone,
     outside_tracing,
+    seconds_in_dynamo,
     source_expression,
     trace_again_if_needed,
     trace_backward,
@@ -36,6 +37,13 @@ from zc.torch_private.inductor import (
     cpp_compiler,
     has_cpp_compiler,
     inductor_counts,
+    kernel_seconds,
+)
+from zc.torch_private.kernel_files import inductor_folder
+from zc.torch_private.region_files import (
+    compiler_fingerprint,
+    load_region,
+    region_bytes,
 )
 from zc.torch_private.versions import SUPPORTED, check_version, torch_version
 from zc.torch_private.worlds import default_store, fake_world, without_memory
@@ -51,6 +59,7 @@ __all__ = [
     "compile_for_autograd",
     "compile_region",
     "compiled_for",
+    "compiler_fingerprint",
     "configure_dynamo",
     "cpp_compiler",
     "default_store",
@@ -60,15 +69,20 @@ __all__ = [
     "has_cpp_compiler",
     "in_backward",
     "inductor_counts",
+    "inductor_folder",
     "is_backward",
     "is_compiled_wrapper",
     "is_composite",
     "is_fake",
     "is_tangent",
+    "kernel_seconds",
+    "load_region",
     "must_recompute",
     "never_compile_alone",
     "outside_tracing",
+    "region_bytes",
     "replace_frame",
+    "seconds_in_dynamo",
     "source_expression",
     "split_joint",
     "tag_phase",

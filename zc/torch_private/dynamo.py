@@ -1,5 +1,6 @@
 """Dynamo: its settings, what it traces, and where its graphs come from."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ def configure_dynamo() -> None:
     present = torch._dynamo.config.trace_autograd_ops
     if not isinstance(present, _ForZero):
         torch._dynamo.config.trace_autograd_ops = _ForZero(bool(present))
+    _watch_clock()
 
 
 class _ForZero(int):  # a number, so that Dynamo can write its settings to logs
@@ -42,6 +44,36 @@ def _external_graph() -> bool:
     read = output_being_traced().placeholders
     found = (node.meta.get("example_value") for node in read)
     return any(isinstance(t, torch.Tensor) and t.requires_grad and not t.is_leaf for t in found)
+
+
+_started: list[float] = []  # when Dynamo began to trace, or its time was last asked for
+
+
+def seconds_in_dynamo() -> float:
+    """Seconds since Dynamo began with this frame, or since this was last asked; 0 if unknown."""
+    _watch_clock()
+    before, now = _started[:], time.perf_counter()
+    _started[:] = [now]
+    return now - before[0] if before else 0.0
+
+
+def _watch_clock() -> None:
+    """Be told when Dynamo begins and ends; ``torch._dynamo.reset`` forgets who wants to be."""
+    if _clock_started in torch._dynamo.callback.callback_handler.start_callbacks:
+        return
+    _started.clear()
+    torch._dynamo.callback.on_compile_start(_clock_started)
+    torch._dynamo.callback.on_compile_end(_clock_ended)
+
+
+@torch.compiler.disable  # Dynamo holds a lock here, which compiling this function would want too
+def _clock_started(_: Any) -> None:
+    _started[:] = [time.perf_counter()]
+
+
+@torch.compiler.disable
+def _clock_ended(_: Any) -> None:
+    _started.clear()
 
 
 class _TraceAgain(  # Dynamo forgets its graph breaks for the one base and lets the other pass

@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from zc.torch_private.fakes import fake_mode_of
+from zc.torch_private.region_files import calling
 
 
 def compile_region(
@@ -35,12 +36,14 @@ def compile_region(
         node.target = node.name = f"region_in{i}"  # Inductor's cache goes by code, not by strides
     traced.recompile()
     with _guards.tracing(_guards.TracingContext(mode)), torch.no_grad():
-        compiled = compile_fx_inner(traced, list(example_inputs), is_inference=True)
+        return calling(compile_fx_inner(traced, list(example_inputs), is_inference=True))
 
-    def run(inputs: list[Any]) -> list[Any]:
-        return list(compiled(inputs))
 
-    return run
+def kernel_seconds() -> float:
+    """Seconds that Inductor has spent on compiling and loading kernels, in this process."""
+    from torch._dynamo.utils import compilation_time_metrics
+
+    return sum(compilation_time_metrics.get("PyCodeCache.load_by_key_path", ()))
 
 
 def inductor_counts() -> dict[str, int]:
