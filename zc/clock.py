@@ -27,23 +27,41 @@ class Spent:
         return Spent(self.seconds - other.seconds, self.times - other.times)
 
 
+@dataclass
+class _Open:
+    """A part that goes on, and what parts inside of it took."""
+
+    part: str
+    started: float
+    inner: float = 0.0
+
+
 _spent: dict[str, Spent] = {}
 _marked: dict[str, Spent] = {}
-_open = threading.local()
+_local = threading.local()
 
 
 @contextmanager
 def spending(part: str) -> Iterator[None]:
     """What happens inside is ``part``."""
-    outer = getattr(_open, "inner_seconds", 0.0)
-    _open.inner_seconds = 0.0
-    started = time.perf_counter()
+    _stack().append(_Open(part, time.perf_counter()))
     try:
         yield
     finally:
-        whole = time.perf_counter() - started
-        add(part, whole - _open.inner_seconds)
-        _open.inner_seconds = outer + whole
+        ended = _stack().pop()
+        whole = time.perf_counter() - ended.started
+        add(part, whole - ended.inner)
+        _inside(whole)
+
+
+def _stack() -> list[_Open]:
+    return vars(_local).setdefault("stack", [])
+
+
+def _inside(seconds: float) -> None:
+    """What goes on has had ``seconds`` of another part in it."""
+    if _stack():
+        _stack()[-1].inner += seconds
 
 
 def add(part: str, seconds: float) -> None:
@@ -54,7 +72,7 @@ def add(part: str, seconds: float) -> None:
 def attribute(part: str, seconds: float) -> None:
     """Count ``seconds`` of what is being spent right now as ``part``."""
     add(part, seconds)
-    _open.inner_seconds += seconds
+    _inside(seconds)
 
 
 def mark() -> None:
@@ -64,8 +82,14 @@ def mark() -> None:
 
 
 def since_mark() -> dict[str, Spent]:
-    """What was spent since the last ``mark``, by part, in the order of first use."""
+    """What was spent since the last ``mark``, by part; one that goes on counts as far as it is."""
     found = {part: spent - _marked.get(part, Spent()) for part, spent in _spent.items()}
+    now, nested = time.perf_counter(), 0.0
+    for going in reversed(_stack()):
+        whole = now - going.started
+        spent = Spent(whole - going.inner - nested, 1)
+        found[going.part] = found.get(going.part, Spent()) + spent
+        nested = whole
     return {part: spent for part, spent in found.items() if spent.times}
 
 
