@@ -1,6 +1,8 @@
 """Generated kernels: their text, and the same results from every target."""
 
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from interpreted import interpreted_lines
 from kernel_specs import NAMES, SCALED, copies, numbers, operands, spec
-from zc.codegen import source
+from zc.codegen import cpp_target, source
 from zc.codegen.cpp_target import CHUNK_ELEMENTS, load_cpp, render_cpp
 from zc.codegen.spec import KernelSpec, Operand, Statement
 from zc.codegen.table import TABLE
@@ -152,6 +154,25 @@ def test_a_kernel_can_be_edited_by_hand(tmp_path: Path, monkeypatch: pytest.Monk
     param, grad = torch.ones(3), torch.ones(3)
     load_cpp(kernel)([[param], [grad]], numbers(kernel))
     assert param.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = tmp_path / "kernel.cpp"
+    source.touch()
+    runs: list[Path] = []
+
+    def slowly(_: Path, library: Path, __: str) -> None:
+        runs.append(library)
+        time.sleep(0.1)
+        library.touch()
+
+    monkeypatch.setattr(cpp_target, "_compile", slowly)
+    threads = [threading.Thread(target=cpp_target._library, args=(source, "g++")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert runs == [source.with_suffix(".so")]
 
 
 def test_source_that_does_not_compile():
