@@ -10,6 +10,9 @@
 micro-batches each turn has a seed of its own.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -30,11 +33,43 @@ _ODD = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: spreads successive offsets (K
 _SPREAD = 6364136223846793005  # multiplier of MMIX (Knuth, TAOCP 2, 3.3.4): seeds, not offsets
 
 
+Key = tuple[int, int]  # a seed and an offset
+Generators = dict[Key, list[torch.Generator]]
+DRAWS = (UNIFORM, NORMAL, RANDINT)
+_given: ContextVar[Generators | None] = ContextVar("_given", default=None)
+
+
 def generator_for(seed: torch.Tensor, offset: int, device: torch.device) -> torch.Generator:
     """A generator whose stream depends on ``seed`` and ``offset`` alone."""
+    given = _given.get()
+    if given is not None:
+        return given[int(seed), offset].pop()
     generator = torch.Generator(device=device)
-    generator.manual_seed((int(seed) + (offset + 1) * _ODD) % 2**63)
+    generator.manual_seed(stream_seed(int(seed), offset))
     return generator
+
+
+def stream_seed(seed: int, offset: int) -> int:
+    """What the generator of one random node is seeded with."""
+    return (seed + (offset + 1) * _ODD) % 2**63
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """The seed of one micro-batch."""
+    return (seed * _SPREAD + (turn + 1) * _ODD) % 2**63
+
+
+@contextmanager
+def drawing_from(generators: Generators) -> Iterator[None]:
+    """Random nodes take their generators from ``generators`` and leave their seeds alone.
+
+    There is one for each draw, under its seed and offset.
+    """
+    token = _given.set({key: list(found) for key, found in generators.items()})
+    try:
+        yield
+    finally:
+        _given.reset(token)
 
 
 @torch.library.register_fake("zc::uniform")
@@ -60,7 +95,7 @@ def _micro_seed_type(seed: torch.Tensor, turn: int) -> torch.Tensor:
 
 
 def _micro_seed(seed: torch.Tensor, turn: int) -> torch.Tensor:
-    return torch.full_like(seed, (int(seed) * _SPREAD + (turn + 1) * _ODD) % 2**63)
+    return torch.full_like(seed, turn_seed(int(seed), turn))
 
 
 def _uniform(seed: Any, offset: int, size: Any, dtype: Any, device: Any) -> torch.Tensor:

@@ -137,17 +137,23 @@ def write_loop(
     writer.add("args.clear()")
     for step in prologue:
         step.write(writer)
-    dying = last_uses(graph)
     unused = [n for n in graph.find_nodes(op="placeholder") if not n.users]
     _free(writer, unused)
-    for step in steps:
-        _write_step(writer, step, dying)
+    write_steps(writer, steps, last_uses(graph))
     (output,) = graph.find_nodes(op="output")
     writer.add(f"return {returns(writer, output)}")
     return writer
 
 
-def _write_step(writer: LoopWriter, step: Step, dying: Mapping[fx.Node, list[fx.Node]]) -> None:
+def write_steps(
+    writer: LoopWriter, steps: Sequence[Step], dying: Mapping[fx.Node, Sequence[fx.Node]]
+) -> None:
+    """``steps`` in order; behind the step of each node, what ``dying`` has for that node dies."""
+    for step in steps:
+        _write_step(writer, step, dying)
+
+
+def _write_step(writer: LoopWriter, step: Step, dying: Mapping[fx.Node, Sequence[fx.Node]]) -> None:
     members = set(step.nodes)
     named = members if step.names is None else set(step.names)
     dead = [v for n in step.nodes for v in dying.get(n, []) if v in named or v not in members]

@@ -6,8 +6,9 @@ alike, names aside, share one compiled function.
 
 import hashlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,26 +34,33 @@ class Region:
     outputs: tuple[fx.Node, ...]
 
 
-def split_regions(graph: fx.Graph) -> list[Region | fx.Node]:
-    """The computed nodes of ``graph`` in order: effects as they are, the rest as regions."""
-    parts: list[Region | fx.Node] = []
+def split_regions(
+    graph: fx.Graph, parts: Mapping[fx.Node, int] = MappingProxyType({})
+) -> list[Region | fx.Node]:
+    """The computed nodes of ``graph`` in order: effects as they are, the rest as regions.
+
+    Nodes that ``parts`` gives different numbers are in different regions.
+    """
+    found: list[Region | fx.Node] = []
     run: list[fx.Node] = []
     symbols: Symbols = {}
     for node in graph.nodes:
         _bind_symbol(node, symbols)
         if node.op != "call_function":
             continue
+        if run and parts.get(node) != parts.get(run[-1]):
+            _close(found, run, symbols)
         early = is_count(node) and node.target is not BEGIN
         if early and not set(node.all_input_nodes) & set(run):
-            parts.append(node)  # sizes are computed before the region that needs them
+            found.append(node)  # sizes are computed before the region that needs them
             continue
         if not is_effect(node):
             run += _with_items(node)
             continue
-        _close(parts, run, symbols)
-        parts.append(node)
-    _close(parts, run, symbols)
-    return parts
+        _close(found, run, symbols)
+        found.append(node)
+    _close(found, run, symbols)
+    return found
 
 
 def _with_items(node: fx.Node) -> list[fx.Node]:
