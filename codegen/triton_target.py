@@ -1,7 +1,8 @@
 """Target ``triton``: one launch for a list of tensors, for NVIDIA and AMD GPUs.
 
 The grid is one program for each block of ``BLOCK`` elements of all tensors, one behind the other.
-``starts`` has the first block of each tensor; a program finds its own by bisection.
+``starts`` has the first block of each tensor; a program finds its own by bisection. Numbers are
+arguments; given as a tensor, they are read from there, which a recorded launch does at each replay.
 """
 
 import importlib.util
@@ -18,6 +19,7 @@ from zc.codegen.host_lock import locked
 from zc.codegen.rounding import Place
 from zc.codegen.source import source_of
 from zc.codegen.spec import Codes, KernelSpec, Operand, Scales
+from zc.codegen.tables import table_of
 from zc.codegen.torch_target import Run
 
 BLOCK = 1024
@@ -75,12 +77,16 @@ _COUNT = """\
 """
 
 
-def render_triton(spec: KernelSpec) -> str:
-    """Triton source: ``<name>_block`` is what happens, ``<name>_kernel`` finds where."""
+def render_triton(spec: KernelSpec, *, from_table: bool = False) -> str:
+    """Triton source: ``<name>_block`` is what happens, ``<name>_kernel`` finds where.
+
+    With ``from_table``, the kernel has a pointer to its numbers in place of the numbers.
+    """
     read, written = spec.bytes_per_element()
     summary = f"{spec.name}: reads {read} and writes {written} bytes for each element."
     prelude = _PRELUDE + (rounding.TRITON if spec.placed else "") + triton_blocks.prelude(spec)
-    lines = [f'"""{summary}"""', "", prelude, "", *_block_lines(spec), "", "", *_grid_lines(spec)]
+    grid = _grid_lines(spec, from_table)
+    lines = [f'"""{summary}"""', "", prelude, "", *_block_lines(spec), "", "", *grid]
     return "\n".join(lines) + "\n"
 
 
@@ -111,9 +117,9 @@ def _store(spec: KernelSpec, place: str, value: str) -> list[str]:
     return [f"    tl.store({place}_at, {value}, mask=inside)"]
 
 
-def _grid_lines(spec: KernelSpec) -> list[str]:
-    names = ", ".join(n.name for n in spec.numbers)
-    numbers = f"{names}, " if names else ""
+def _grid_lines(spec: KernelSpec, from_table: bool) -> list[str]:
+    names = ["numbers"] if from_table else [n.name for n in spec.numbers]
+    numbers = "".join(f"{name}, " for name in names)
     places = ", ".join(f"{operand.name}_at" for operand in spec.operands)
     further = triton_blocks.arguments(spec)
     own = [*(n.name for n in spec.numbers), *(["counter"] * spec.placed)]
@@ -122,6 +128,9 @@ def _grid_lines(spec: KernelSpec) -> list[str]:
     lines = ["@triton.jit", f"def {spec.name}_kernel("]
     lines += [f"    {tables}, {numbers}BLOCK: tl.constexpr", "):"]
     lines += [*_FIND.splitlines(), *(_COUNT.splitlines() if spec.placed else [])]
+    if from_table:
+        read = "tl.load(numbers + {}).to(tl.float32)"  # as wide as an argument
+        lines += [f"    {n.name} = {read.format(i)}" for i, n in enumerate(spec.numbers)]
     for index, operand in enumerate(spec.operands):
         kind = f"tl.pointer_type({_TYPES[operand.dtype]})"
         lines.append(f"    address = tl.load(pointers + {index} * count + tensor).to({kind})")
@@ -143,17 +152,17 @@ def _place(operand: Operand) -> str:
 
 def load_triton(spec: KernelSpec) -> Run:
     """The kernel as a function on lists of tensors on one device."""
-    path = source_of(spec, "triton", render_triton(spec))
-    kernel = getattr(_module(path), f"{spec.name}_kernel")
+    kernels = {False: _kernel(spec, False)}
     tables: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor, int]] = {}
     lying: dict[tuple[Place, ...], torch.Tensor] = {}
     first = {True}
 
     def run(
         operands: Sequence[Sequence[torch.Tensor]],
-        numbers: Sequence[float],
+        numbers: Sequence[float] | torch.Tensor,
         places: Sequence[Place] = (),
     ) -> None:
+        from_table = isinstance(numbers, torch.Tensor)
         device = operands[0][0].device
         key = tuple(tensor.numel() for tensor in operands[0])
         if key not in tables:
@@ -162,16 +171,24 @@ def load_triton(spec: KernelSpec) -> Run:
         if total == 0:
             return
         addresses = [tensor.data_ptr() for tensors in operands for tensor in tensors]
-        pointers = torch.tensor(addresses, dtype=torch.int64, device=device)
-        given = [pointers, sizes, starts]
+        pointers = table_of(addresses, torch.int64, device)
+        given: list[Any] = [pointers, sizes, starts]
         if spec.placed:
             at = tuple(places)
             if at not in lying:
                 lying[at] = _lying(at, device)
             given.append(lying[at])
-        kernel[(total,)](*given, len(key), *numbers, BLOCK=BLOCK, enable_fp_fusion=True)
+        given += [len(key), *([numbers] if from_table else numbers)]
+        if from_table not in kernels:
+            kernels[from_table] = _kernel(spec, from_table)
+        kernels[from_table][(total,)](*given, BLOCK=BLOCK, enable_fp_fusion=True)
 
     return run
+
+
+def _kernel(spec: KernelSpec, from_table: bool) -> Any:
+    path = source_of(spec, "triton", render_triton(spec, from_table=from_table))
+    return getattr(_module(path), f"{spec.name}_kernel")
 
 
 def _blocks(sizes: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:

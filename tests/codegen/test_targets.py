@@ -23,7 +23,7 @@ GOLDEN = ["sgd momentum", "adam", "adamw", "nadam", "adamax", "adagrad", "adadel
 ULPS = {torch.float32: 4 * 2**-23, torch.bfloat16: 2**-7, torch.float64: 4 * 2**-52}
 # of numbers near 1; torch divides by a number as it multiplies by its reciprocal, and Triton's
 # interpreter cuts bf16 off where hardware rounds
-INTERPRETED = {"torch.float32": 4 * 2**-23, "torch.bfloat16": 2 * 2**-7}
+INTERPRETED = {"torch.float32": 4 * 2**-23, "torch.bfloat16": 2 * 2**-7, "table": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_triton(name: str, golden: Callable[..., None]):
     golden(render_triton(spec(name)))
+
+
+def test_triton_with_a_table_of_numbers(golden: Callable[..., None]):
+    golden(render_triton(spec("sgd momentum"), from_table=True))
 
 
 def test_cpp(golden: Callable[..., None]):
@@ -86,14 +90,15 @@ def test_scaled_kernels_have_a_factor_and_a_condition(name: str):
 
 
 def test_triton_is_the_reference():
-    """Ragged tails and empty tensors included."""
+    """Ragged tails and empty tensors included; a table of numbers gives the bits of arguments."""
     lines = interpreted_lines("interpret_triton.py")
     rows = [line.rsplit(",", 2) for line in lines]
-    assert len(rows) == 2 * len(NAMES)
+    assert len(rows) == 2 * len(NAMES) + 3
     for dtype, name, difference in rows:
         assert float(difference) <= INTERPRETED[dtype], (dtype, name)
 
 
+@pytest.mark.parametrize("from_table", [False, True])
 @pytest.mark.parametrize(
     ("backend", "arch", "warp", "vector"),
     [
@@ -102,17 +107,20 @@ def test_triton_is_the_reference():
         ("hip", "gfx942", 64, "global_load_dwordx4"),
     ],
 )
-def test_triton_compiles_ahead_of_time(backend: str, arch: int | str, warp: int, vector: str):
+def test_triton_compiles_ahead_of_time(
+    backend: str, arch: int | str, warp: int, vector: str, from_table: bool
+):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from zc.codegen import triton_target
 
     kernel = spec("adamw")
-    path = source.source_of(kernel, "triton", render_triton(kernel))
-    function = getattr(triton_target._module(path), f"{kernel.name}_kernel")
+    function = triton_target._kernel(kernel, from_table)
     signature = {"pointers": "*i64", "sizes": "*i64", "starts": "*i64", "count": "i32"}
-    signature |= {n.name: "fp32" for n in kernel.numbers} | {"BLOCK": "constexpr"}
+    by_name = {n.name: "fp32" for n in kernel.numbers}
+    signature |= {"numbers": "*fp64"} if from_table else by_name
+    signature |= {"BLOCK": "constexpr"}
     compiled = triton.compile(
         ASTSource(function, signature, {"BLOCK": triton_target.BLOCK}),
         target=GPUTarget(backend, arch, warp),
