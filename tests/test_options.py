@@ -13,11 +13,15 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt": ({"pases": "zero3"}, "options: no option named 'pases'; did you mean 'passes'?"),
     "unknown": (
         {"world": 4},
-        "options: no option named 'world'; options are passes, executor, dump, verify",
+        "options: no option named 'world'; options are passes, executor, cuda_graph, dump, verify",
     ),
     "executor": (
         {"executor": "eager"},
         "options: executor must be 'inductor' or 'interpret', not 'eager'",
+    ),
+    "cuda_graph": (
+        {"cuda_graph": "yes"},
+        "options: cuda_graph must be True or False, not 'yes'",
     ),
     "verify": ({"verify": 1}, "options: verify must be True or False, not 1"),
     "pass pipeline": (
@@ -71,3 +75,10 @@ def test_options_are_left_alone():
     options = {"executor": "interpret"}
     read_options(options)
     assert options == {"executor": "interpret"}
+
+
+@pytest.mark.parametrize(("option", "expected"), [(None, True), (False, False), (True, True)])
+def test_a_cuda_graph_is_an_option_and_a_setting(option: bool | None, expected: bool):
+    passes = {"passes": ["shard_params"], "cuda_graph": True}
+    settings = read_options({"passes": passes, "cuda_graph": option})
+    assert settings.pipeline_for(sharded=True).cuda_graph is expected

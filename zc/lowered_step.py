@@ -12,7 +12,7 @@ from zc.capture.lone_step import Stepped, layout_of, lone_step
 from zc.capture.session import Captured, current_session
 from zc.capture.updates import adopt_updates
 from zc.comm.groups import default_mesh, registered_mesh
-from zc.errors import CaptureError
+from zc.errors import CaptureError, ExecutionError
 from zc.options import Settings
 from zc.program.layout import Layout
 from zc.program.packing import local_view
@@ -32,9 +32,13 @@ class LoweredStep:
     Args:
         optimizer: which parameters it steps, and with what numbers, is looked up at each call.
         settings: the pass pipeline, executor and dump.
+
+    Raises:
+        ExecutionError: when a CUDA graph is asked for.
     """
 
     def __init__(self, optimizer: Optimizer, settings: Settings) -> None:
+        _refuse_recording(optimizer, settings)
         self._optimizer = optimizer
         self._settings = settings
         self._programs: dict[Any, _Compiled] = {}
@@ -144,6 +148,15 @@ def _refuse_scaling(optimizer: Optimizer) -> None:
         f"torch.amp.GradScaler leaves it to {kind}(fused=True) to unscale gradients, which a "
         f"compiled step does not; build {kind} without fused=True"
     )
+
+
+def _refuse_recording(optimizer: Optimizer, settings: Settings) -> None:
+    if settings.pipeline_for(sharded=True).cuda_graph:
+        raise ExecutionError(
+            f"cuda_graph records a whole step, and {type(optimizer).__name__}.step is compiled by "
+            f"itself; call zc.step(optimizer) in a compiled function with loss.backward(), or "
+            f"leave cuda_graph out"
+        )
 
 
 def _stored(grad: torch.Tensor, layout: Layout) -> torch.Tensor:

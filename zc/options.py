@@ -8,7 +8,7 @@ from typing import Any
 from zc.errors import PipelineError
 from zc.pipelines.pipeline import PassPipeline
 
-KEYS = ("passes", "executor", "dump", "verify")
+KEYS = ("passes", "executor", "cuda_graph", "dump", "verify")
 EXECUTORS = ("inductor", "interpret")
 
 
@@ -24,11 +24,13 @@ class Settings:
     executor: str | None
     dump: str | None
     verify: bool = True
+    cuda_graph: bool | None = None
 
     def pipeline_for(self, sharded: bool) -> PassPipeline:
-        """The pipeline to run, with the executor that the options ask for."""
+        """The pipeline to run, with the executor and CUDA graph that the options ask for."""
         pipeline = self.pipeline or PassPipeline.builtin("zero3" if sharded else "zero0")
-        return pipeline if self.executor is None else replace(pipeline, executor=self.executor)
+        asked = {"executor": self.executor, "cuda_graph": self.cuda_graph}
+        return replace(pipeline, **{k: value for k, value in asked.items() if value is not None})
 
 
 def read_options(options: dict[str, Any] | None) -> Settings:
@@ -51,7 +53,10 @@ def read_options(options: dict[str, Any] | None) -> Settings:
     verify = options.get("verify", True)
     if not isinstance(verify, bool):
         raise PipelineError(f"options: verify must be True or False, not {verify!r}")
+    cuda_graph = options.get("cuda_graph")
+    if not isinstance(cuda_graph, bool | None):
+        raise PipelineError(f"options: cuda_graph must be True or False, not {cuda_graph!r}")
     passes = options.get("passes")
     dump = options.get("dump") or os.environ.get("ZC_DUMP") or None
     pipeline = None if passes is None else PassPipeline.resolve(passes)
-    return Settings(pipeline, executor, None if dump is None else str(dump), verify)
+    return Settings(pipeline, executor, None if dump is None else str(dump), verify, cuda_graph)

@@ -13,9 +13,12 @@ from zc.debug.attach import dump_instruments
 from zc.options import Settings
 from zc.pipelines.instrument import Instrument
 from zc.pipelines.manager import run_passes
+from zc.program.pass_base import Pass
 from zc.program.program import Program
 from zc.program.tables import Output
+from zc.run.cuda_graph import note_of, recorder_for, refuse_unrecordable, say_if_symbolic
 from zc.run.executor import Loop, build_loop
+from zc.run.recorded_loop import RecordedLoop
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,32 @@ class Ready:
 
     executor: str
     instruments: Sequence[Instrument] = ()
+    records: bool = False  # whether a CUDA graph is asked for, which holds the whole program
 
     def loop(self, program: Program, graph: fx.Graph, outputs: list[Output], **how: Any) -> Loop:
         """The loop of ``graph``, ``build_loop`` with the executor that was asked for."""
+        recorder = recorder_for(program) if self.records else None
+        if recorder is not None:
+            recorded = RecordedLoop(program, recorder)
+            program, graph = recorded.program, recorded.program.graph
+            how = {k: v for k, v in how.items() if k != "deferred"} | {"recorded": recorded}
         loop = build_loop(program, graph, outputs, self.executor, **how)
         for instrument in self.instruments:
             instrument.after_loop()
         return loop
+
+
+class _NoteRecording(Instrument):
+    """Notes behind the last pass how much of a program a CUDA graph holds."""
+
+    def before_passes(self, program: Program, passes: tuple[Pass, ...]) -> None:
+        """See ``Instrument``."""
+        self._last = len(passes)
+
+    def after_pass(self, index: int, applied: Pass, program: Program, seconds: float) -> None:
+        """See ``Instrument``."""
+        if index == self._last:
+            program.notes.append(note_of(program))
 
 
 def transform(
@@ -46,11 +68,19 @@ def transform(
 
     Returns:
         What makes its loops.
+
+    Raises:
+        ExecutionError: for a program that cannot be recorded where that is asked for.
     """
     pipeline = settings.pipeline_for(sharded)
     instruments = dump_instruments(settings.dump, pipeline)
+    if pipeline.cuda_graph:
+        instruments = (_NoteRecording(), *instruments)
     run_passes(program, pipeline, instruments, verify=settings.verify)
     if current_session().runs:
+        if pipeline.cuda_graph:
+            refuse_unrecordable(program)
+            say_if_symbolic(program)
         with spending("agreement of ranks"):
             plan.agree(program, tokens)
-    return Ready(pipeline.executor, instruments)
+    return Ready(pipeline.executor, instruments, records=bool(pipeline.cuda_graph))

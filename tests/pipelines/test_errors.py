@@ -12,7 +12,7 @@ from zc.pipelines.pipeline import PassPipeline
 
 pytestmark = pytest.mark.usefixtures("toy_passes")
 
-KEYS = "name, executor, memory_cap, device, passes"
+KEYS = "name, executor, cuda_graph, memory_cap, device, passes"
 SHAPE = "an item of passes is a name or one 'name: {options}'"
 UNITS = "B, KB, MB, GB, TB, KiB, MiB, GiB, TiB"
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("toy_passes")
 CANONICAL = """\
 name: zero3_kernels
 executor: interpret
+cuda_graph: true
 memory_cap: 1.5GiB
 passes:
   - shard_params: {persist_below: 100KB, zero_stage: 3}
@@ -46,7 +47,7 @@ def test_a_canonical_file_prints_as_it_was_read(tmp_path: Path):
 def test_a_file_becomes_passes_with_typed_options(tmp_path: Path):
     pipeline = PassPipeline.load(write(tmp_path, CANONICAL))
     assert (pipeline.name, pipeline.executor) == ("zero3_kernels", "interpret")
-    assert pipeline.memory_cap == Bytes("1.5GiB")
+    assert (pipeline.cuda_graph, pipeline.memory_cap) == (True, Bytes("1.5GiB"))
     assert pipeline.passes == (
         pass_class("shard_params")(zero_stage=3, persist_below=Bytes("100KB")),
         pass_class("prefetch_gathers")(lead_time=Duration(0.01), overlap=0.5),

@@ -2,6 +2,7 @@
 
     name: zero3
     executor: inductor
+    cuda_graph: true          # optional, on GPUs: replay recorded launches
     memory_cap: 70GB          # optional
     device: h100              # optional: a built-in name or the path of a device file
     passes:
@@ -30,7 +31,8 @@ Executor = Literal["inductor", "interpret"]
 
 _BUILTIN = Path(__file__).parent / "builtin"
 _SETTINGS = {
-    "name": str, "executor": Executor, "memory_cap": Bytes | None, "device": str | None
+    "name": str, "executor": Executor, "cuda_graph": bool | None, "memory_cap": Bytes | None,
+    "device": str | None,
 }  # fmt: skip
 _KEYS = (*_SETTINGS, "passes")
 _SUFFIXES = (".yaml", ".yml")
@@ -48,6 +50,7 @@ class PassPipeline:
         memory_cap: peak bytes that the verifier allows a program; ``None`` for no cap.
         device: what passes that weigh costs reckon with: a built-in name or the path of a device
             file; ``None`` for the one that suits where the program's parameters are.
+        cuda_graph: whether what the executor launches is recorded, and replayed at later calls.
         spelled: for each pass, the options that its author wrote out, defaults included.
 
     Raises:
@@ -59,6 +62,7 @@ class PassPipeline:
     passes: tuple[Pass, ...]
     memory_cap: Bytes | None = None
     device: str | None = None
+    cuda_graph: bool | None = None
     spelled: tuple[tuple[str, ...], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:

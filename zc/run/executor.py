@@ -26,6 +26,8 @@ from zc.run.heap import keep_freed
 from zc.run.kernels import bind_kernel
 from zc.run.late_state import CELLS
 from zc.run.loop import LoopWriter, Step, mark_step, node_step, write_loop
+from zc.run.number_tables import UPDATE_FROM
+from zc.run.recorded_loop import RecordedLoop, copied
 from zc.run.regions import Region, free_of_work, split_regions
 
 Loop = Callable[[list[Any]], list[Any]]
@@ -41,6 +43,7 @@ def build_loop(
     cells: Mapping[str, Any] = MappingProxyType({}),
     store: Callable[[float, str], None] | None = None,
     deferred: Mapping[str, Deferred] = MappingProxyType({}),
+    recorded: RecordedLoop | None = None,
 ) -> Loop:
     """The loop of ``graph`` (the program's own, or one half of it), bound to this process.
 
@@ -53,6 +56,7 @@ def build_loop(
         cells: where late-bound state is read, besides what every process has.
         store: keeps the next value of a counter, by its entry in the state table.
         deferred: parameters, by name, whose collectives may wait for the last micro-batch.
+        recorded: which parts of ``graph`` are recorded; ``program`` and ``graph`` are its own.
     """
     if any(t.device.type == "cpu" for n in graph.nodes for t in tensors_of(n)):
         keep_freed()
@@ -62,12 +66,14 @@ def build_loop(
         s for n in graph.find_nodes(op="placeholder") for s in _bind_input(program, n, cells)
     ]
     prologue += [_constant(program, n) for n in graph.find_nodes(op="get_attr")]
-    parts = split_regions(graph)
+    parts = split_regions(graph, recorded.part_of if recorded else {})
     compiled = _compiled(parts) if usable_executor(executor) == "inductor" else {}
     steps = [s for part in parts for s in _steps(part, compiled, store, deferred)]
+    steps = recorded.wrap(steps) if recorded else steps
 
     def returns(writer: LoopWriter, output: fx.Node) -> str:
         values: Any = output.args[0]
+        copied(writer, values, recorded)
         items = zip(values, outputs, strict=True)
         return "[" + ", ".join(_returned(program, writer, v, info) for v, info in items) + "]"
 
@@ -125,7 +131,7 @@ def _steps(
             return [node_step(part, effects.bind_wait(part))]
         if part.target in (BEGIN, END):
             return [mark_step(part)]
-        if part.target is FUSED_UPDATE:
+        if part.target in (FUSED_UPDATE, UPDATE_FROM):
             return [node_step(part, bind_kernel(part))]
         if part.target is OWN_BLOCK:
             return [node_step(part, effects.own_block)]

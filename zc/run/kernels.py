@@ -20,17 +20,23 @@ from zc.run.effects import own_rank
 
 
 def bind_kernel(node: fx.Node) -> Callable[..., None]:
-    """A function in place of ``zc.fused_update``, compiled for where its operands are."""
+    """A function in place of ``zc.fused_update``, compiled for where its operands are.
+
+    Or in place of ``zc.update_from``, whose numbers are in a tensor.
+    """
     written: Any = node.args[0]
     places: Any = node.args[5] if len(node.args) > 5 else []
     rows = places_on(own_rank(places, str(node.args[6])), places) if places else []
     spec = spec_of(str(node.args[3]))
+    target = usable_target(str(node.args[4]), value_of(written[0]).device)
     with spending("kernels of updates"):
-        run = load(spec, usable_target(str(node.args[4]), value_of(written[0]).device))
+        run = load(spec, target)
 
     def fused_update(
         written: Sequence[torch.Tensor], read: Sequence[torch.Tensor], numbers: Any, *_: Any
     ) -> None:
+        if isinstance(numbers, torch.Tensor) and target != "triton":
+            numbers = numbers.tolist()
         run(operand_lists(spec, written, read), numbers, rows)
         torch.autograd.graph.increment_version(list(written))
 
