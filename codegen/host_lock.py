@@ -24,7 +24,7 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[bool]:
     """
     deadline = time.monotonic() + (LOCK_SECONDS if seconds is None else seconds)
     try:
-        file = open(path, "w")
+        file = open(path, "w")  # noqa: SIM115
     except OSError:
         yield True
         return

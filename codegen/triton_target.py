@@ -153,9 +153,9 @@ def _place(operand: Operand) -> str:
 def load_triton(spec: KernelSpec) -> Run:
     """The kernel as a function on lists of tensors on one device."""
     kernels = {False: _kernel(spec, False)}
+    launched: set[bool] = set()
     tables: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor, int]] = {}
     lying: dict[tuple[Place, ...], torch.Tensor] = {}
-    first = {True}
 
     def run(
         operands: Sequence[Sequence[torch.Tensor]],
@@ -181,14 +181,18 @@ def load_triton(spec: KernelSpec) -> Run:
         given += [len(key), *([numbers] if from_table else numbers)]
         if from_table not in kernels:
             kernels[from_table] = _kernel(spec, from_table)
-        kernels[from_table][(total,)](*given, BLOCK=BLOCK, enable_fp_fusion=True)
+        kernel, lock = kernels[from_table]
+        with nullcontext() if from_table in launched else locked(lock):  # the first one compiles
+            kernel[(total,)](*given, BLOCK=BLOCK, enable_fp_fusion=True)
+        launched.add(from_table)
 
     return run
 
 
-def _kernel(spec: KernelSpec, from_table: bool) -> Any:
+def _kernel(spec: KernelSpec, from_table: bool) -> tuple[Any, Path]:
+    """The kernel, and the file that one process of a host locks while it compiles it."""
     path = source_of(spec, "triton", render_triton(spec, from_table=from_table))
-    return getattr(_module(path), f"{spec.name}_kernel")
+    return getattr(_module(path), f"{spec.name}_kernel"), path.with_suffix(".lock")
 
 
 def _blocks(sizes: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -116,7 +116,7 @@ def test_triton_compiles_ahead_of_time(
     from zc.codegen import triton_target
 
     kernel = spec("adamw")
-    function = triton_target._kernel(kernel, from_table)
+    function, _ = triton_target._kernel(kernel, from_table)
     signature = {"pointers": "*i64", "sizes": "*i64", "starts": "*i64", "count": "i32"}
     by_name = {n.name: "fp32" for n in kernel.numbers}
     signature |= {"numbers": "*fp64"} if from_table else by_name

@@ -21,9 +21,9 @@ from zc.program.stamps import FORWARD, Stamp, set_stamp
 from zc.program.tables import Input, Output, State
 from zc.program.updates import NUMBER, keep_number
 from zc.run import arrange as arranging
+from zc.run.arrange import arrange
 from zc.run.executor import build_loop
 from zc.run.late_state import Cell
-from zc.run.arrange import arrange
 from zc.run.recorded_loop import RecordedLoop
 from zc.torch_private import fake_mode_of
 

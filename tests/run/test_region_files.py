@@ -16,11 +16,11 @@ import torch
 import torch._inductor.config as inductor
 from multiprocess import run_ranks
 from run.programs import layered, random_values, run
+from zc.codegen import host_lock
+from zc.codegen.host_lock import locked
 
 import zc.run.compile
 from zc import torch_private
-from zc.codegen import host_lock
-from zc.codegen.host_lock import locked
 from zc.errors import ExecutionError
 from zc.run.region_files import FORMAT, inode, read_region, region_folder, write_region
 from zc.run.regions import Region, extract, free_of_work, split_regions, structure_key
