@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from zc import torch_private
 from zc.comm.groups import group_of
+from zc.devices.ways import ways_text
 from zc.errors import PlanError
 from zc.program.program import Program
 from zc.verify.agreement import communication_plan
@@ -66,6 +67,8 @@ def agree(program: Program, tokens: Sequence[object]) -> None:
     if not plan:
         return
     lines = [str(entry) for entry in plan]
+    if program.device is not None and program.device.ways:
+        lines.append(f"ways of {program.device.name}: {ways_text(program.device.ways)}")
     ranks = sorted({r for e in plan for r in dist.get_process_group_ranks(group_of(e.axis))})
     tokens = list(tokens)
     function = _find(program, tokens, ranks)

@@ -9,7 +9,9 @@ from torch import fx
 from zc import plan
 from zc.capture.session import current_session
 from zc.clock import spending
+from zc.comm.choice import use_measured
 from zc.debug.attach import dump_instruments
+from zc.devices.ways import table_of
 from zc.options import Settings
 from zc.pipelines.instrument import Instrument
 from zc.pipelines.manager import run_passes
@@ -83,4 +85,6 @@ def transform(
             say_if_symbolic(program)
         with spending("agreement of ranks"):
             plan.agree(program, tokens)
+        if program.device is not None and program.device.ways:
+            use_measured(table_of(program.device))  # the same on all ranks, which have agreed
     return Ready(pipeline.executor, instruments, records=bool(pipeline.cuda_graph))

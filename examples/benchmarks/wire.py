@@ -24,6 +24,7 @@ import torch.multiprocessing as mp
 from zc.comm.choice import use_measured
 from zc.comm.ways import WAYS
 from zc.comm.wire import all_gather_bucket, reduce_scatter_bucket
+from zc.devices import ways
 
 STARTERS: dict[str, Callable[..., Any]] = {
     "all_gather": all_gather_bucket,
@@ -96,18 +97,15 @@ def fastest(times: Times, op: str, size: int) -> str:
 
 def table(times: Times, ranks: int) -> dict[str, Any]:
     """The fastest ways, from the number of ranks and the sizes that were measured."""
-    found: dict[str, Any] = {}
-    for op, size in dict.fromkeys((op, size) for op, size, _ in times):
-        by_bytes = found.setdefault(op, {ranks: {}})[ranks]
-        name = fastest(times, op, size)
-        if name != next(reversed(by_bytes.values()), None):
-            by_bytes[size if by_bytes else 0] = name
-    return {"gloo": found}
+    by_op: dict[str, dict[str, dict[int, float]]] = {}
+    for (op, size, name), seconds in times.items():
+        by_op.setdefault(op, {}).setdefault(name, {})[size] = seconds
+    return {"gloo": {op: {ranks: ways.fastest(by_way)} for op, by_way in by_op.items()}}
 
 
 def lines(times: Times, args: argparse.Namespace) -> list[str]:
     """A Markdown table of milliseconds."""
-    names = list(dict.fromkeys(name for ways in WAYS.values() for name in ways))
+    names = list(dict.fromkeys(name for known in WAYS.values() for name in known))
     head = ["op", "KB", *names, "fastest"]
     found = [_line(head), _line(["---", *["---:"] * (len(names) + 1), "---"])]
     for op, size in dict.fromkeys((op, size) for op, size, _ in times):

@@ -26,6 +26,8 @@ FIGURES = {
     **{f"all_gather {n}": 1.8e-4 + n / 2e9 for n in (10**4, 10**6, 10**7)},
     **{f"reduce_scatter {n}": 2.8e-4 + n / 1e9 for n in (10**4, 10**6, 10**7)},
     **{f"all_reduce {n}": 4.8e-4 + n / 1e9 for n in (10**4, 10**6, 10**7)},
+    **{f"way all_gather {n} native": n / 1e9 for n in (10**4, 10**6)},
+    **{f"way all_gather {n} pairwise": 2e-4 + n / 2e9 for n in (10**4, 10**6)},
     "issue": 8e-5,
     "interference": 0.4,
     "one_lane": 1.0,
@@ -50,11 +52,12 @@ def test_figures_become_a_device():
     assert found.collectives["all_gather"].latency == pytest.approx(1e-4, rel=EXACT)
     assert found.collectives["all_reduce"].bandwidth == pytest.approx(1e9, rel=EXACT)
     assert found.node.latency == pytest.approx(0.5e-4, rel=EXACT)
+    assert found.ways == {"gloo": {"all_gather": {0: "native", 10**6: "pairwise"}}}
 
 
 def test_one_rank_measures_no_group():
     found = device_from(Calibration(), FIGURES, 10**9)
-    assert (found.measured_ranks, found.collectives) == (0, {})
+    assert (found.measured_ranks, found.collectives, found.ways) == (0, {}, {})
     assert found.node == builtin_device("cpu").node
     assert found.notes.endswith("one rank measures no collectives: those are guesses")
 
@@ -103,5 +106,6 @@ def test_a_small_calibration_of_two_ranks(tmp_path: Path, capsys: pytest.Capture
     assert set(found.collectives) == {"all_gather", "reduce_scatter", "all_reduce"}
     assert found.measured_ranks == 2
     assert 0 <= found.interference <= 1
+    assert set(found.ways["gloo"]) == {"all_gather", "reduce_scatter"}
     assert all(rate > 0 for rate in (*found.flops.values(), found.memory_bandwidth))
     assert "2 ranks" in found.notes

@@ -24,6 +24,7 @@ network: {latency: 500us, bandwidth: 1GB/s}
 host: {latency: 1us, bandwidth: 10GB/s}
 file: {latency: 100us, bandwidth: 1GB/s}
 """
+WAYS = {"gloo": {"all_gather": {0: "native", 10**6: "pairwise"}}}
 NAMES = "a100, cpu, h100, h200, mi300x, t4"
 
 
@@ -45,7 +46,7 @@ def test_a_device_is_written_as_it_is_read(name: str, tmp_path: Path):
     device = replace(
         load_device(name), collectives={"all_gather": Link(1e-4, 1.5e9)}, measured_ranks=4,
         region_seconds=2e-5, product_seconds=1.5e-5, attention=0.5, cache_bytes=10**6,
-        cache_bandwidth=6e10,
+        cache_bandwidth=6e10, ways=WAYS,
     )  # fmt: skip
     path = tmp_path / "mine.yaml"
     path.write_text(device_text(device))

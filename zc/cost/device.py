@@ -4,6 +4,7 @@ Data only, so a program can carry it: passes read ``program.device`` and nothing
 machine. Files and measurements that make one stand in ``zc.devices``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -47,7 +48,9 @@ class Device:
         file: between the host and its files.
         collectives: measured links by collective (``all_gather``, ...), in the place of ``node``
             and ``network`` where the group is as large as the one measured, ``measured_ranks``.
-        measured_ranks: ranks of the group that ``collectives`` were measured on.
+        measured_ranks: ranks of the group that ``collectives`` and ``ways`` were measured on.
+        ways: the fastest way to carry out a collective, by backend, op and bytes, as
+            ``zc.devices.ways`` describes it.
         interference: share of its speed that compute loses while a collective is under way, from
             0 (copy engines) to 1 (nothing overlaps).
         one_lane: whether gathers and reductions share one lane, first come first served.
@@ -67,6 +70,7 @@ class Device:
     file: Link
     collectives: dict[str, Link] = field(default_factory=dict)
     measured_ranks: int = 0
+    ways: Mapping[str, Mapping[str, Mapping[int, str]]] = field(default_factory=dict)
     interference: float = 0.0
     one_lane: bool = False
     region_seconds: float = 0.0

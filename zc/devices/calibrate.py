@@ -26,9 +26,11 @@ from zc.devices.default import gpu_named
 from zc.devices.fits import fit_link, slowest, two_rates
 from zc.devices.measure_compute import DTYPES, measure_compute, samples_of
 from zc.devices.measure_links import measure_links, memory_bytes
+from zc.devices.measure_ways import measure_ways, way_times
 from zc.devices.measure_wire import OPS, link_samples, measure_wire
 from zc.devices.reader import builtin_device
 from zc.devices.stopwatch import Stopwatch
+from zc.devices.ways import Ways, fastest
 from zc.errors import ExecutionError
 from zc.run.heap import keep_freed
 
@@ -133,9 +135,16 @@ def _with_group(device: Device, ranks: int, figures: Figures) -> Device:
         node=Link(max(gather.latency / (ranks - 1), _SHORTEST), gather.bandwidth),
         collectives=links,
         measured_ranks=ranks,
+        ways=_ways(figures),
         interference=round(figures["interference"], 3),
         one_lane=bool(figures["one_lane"]),
     )
+
+
+def _ways(figures: Figures) -> Ways:
+    """The fastest ways, on the backend that was measured; nothing where there is no choice."""
+    times = way_times(figures)
+    return {"gloo": {op: fastest(by_way) for op, by_way in times.items()}} if times else {}
 
 
 def _link(samples: list[tuple[float, float]]) -> Link:
@@ -211,4 +220,5 @@ def _measure(how: Calibration, watch: Stopwatch, group: dist.ProcessGroup) -> Fi
         dist.barrier(group)
         if how.ranks > 1:
             found |= measure_wire(watch, group, quick=how.quick)
+            found |= measure_ways(watch, group, quick=how.quick)
         return found | (measure_links(watch) if dist.get_rank(group) == 0 else {})

@@ -11,7 +11,8 @@
     host: {latency: 10us, bandwidth: 55GB/s}
     file: {latency: 100us, bandwidth: 6GB/s}
 
-Optional: ``collectives``, links by collective as measured on ``measured_ranks`` ranks;
+Optional: ``collectives``, links by collective as measured on ``measured_ranks`` ranks, and
+``ways``, see ``zc.devices.ways``;
 ``cache: {size: 1MB, bandwidth: 60GB/s}``, ``interference``, ``one_lane``, ``region``, ``product``
 and ``attention``, see ``Device``; ``notes``.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from zc.cost.device import Device, Link
+from zc.devices.ways import read_ways
 from zc.errors import PipelineError
 from zc.pipelines.located import Located, nearest, show
 from zc.pipelines.yaml_file import parse_yaml
@@ -34,8 +36,9 @@ _NEEDED: dict[str, Any] = {
     "issue": Duration, "node": dict, "network": dict, "host": dict, "file": dict,
 }  # fmt: skip
 _OPTIONAL: dict[str, Any] = {
-    "collectives": dict, "measured_ranks": int, "interference": float, "one_lane": bool,
-    "cache": dict, "region": Duration, "product": Duration, "attention": float, "notes": str,
+    "collectives": dict, "measured_ranks": int, "ways": dict, "interference": float,
+    "one_lane": bool, "cache": dict, "region": Duration, "product": Duration, "attention": float,
+    "notes": str,
 }  # fmt: skip
 _KINDS = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false",
@@ -102,6 +105,7 @@ def read_device(root: Located) -> Device:
         **{key: _link(found[key], f"'{key}'") for key in ("network", "host", "file")},
         collectives=_links(found.get("collectives")),
         measured_ranks=_scalar(found.get("measured_ranks", Located(0, "")), int),
+        ways=read_ways(found.get("ways")),
         interference=_share(found, "interference", 0.0),
         one_lane=_scalar(found.get("one_lane", Located(False, "")), bool),
         **_cache(found.get("cache")),

@@ -1,6 +1,7 @@
 """A device as the text of a file, numbers to six digits."""
 
 from zc.cost.device import Device, Link
+from zc.devices.ways import ways_text
 from zc.pipelines.yaml_file import scalar_text
 from zc.program.units import Bytes, Duration
 
@@ -23,6 +24,8 @@ def device_text(device: Device) -> str:
     if device.collectives:
         links = (f"  {op}: {{{_link(link)}}}" for op, link in device.collectives.items())
         lines += ["collectives:", *links, f"measured_ranks: {device.measured_ranks}"]
+    if device.ways:
+        lines.append(f"ways: {ways_text(device.ways)}")
     if device.interference:
         lines.append(f"interference: {device.interference:.6g}")
     if device.one_lane:
