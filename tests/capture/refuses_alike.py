@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from capture.training import (
     OPTIONS,
+    STAGE_3,
     WORDS,
     Net,
     batch,
@@ -50,7 +51,7 @@ class Forked(nn.Module):
         return self.left(x) if left else self.right(x)
 
 
-def zero(function: Any, passes: str = "zero3") -> Any:
+def zero(function: Any, passes: Any = "zero3") -> Any:
     return torch.compile(function, backend="zero", options={**OPTIONS, "passes": passes})
 
 
@@ -95,7 +96,7 @@ def optimizer_built_before_shard(rank: int, level: int) -> None:
 
 
 def ranks_that_branch(rank: int, level: int) -> None:
-    forked = zero(zc.shard(Forked()))
+    forked = zero(zc.shard(Forked()), STAGE_3)
     message = refusal_of(lambda: forked(torch.ones(3, 16), rank == 0))
     here, there = (
         f"forward all_gather f32[{n}] on dp of '{name}.weight' on rank {r}"

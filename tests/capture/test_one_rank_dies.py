@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from capture.training import batch, compiled, new_net, refusal_of
+from capture.training import PLAIN, batch, compiled, new_net, refusal_of
 from multiprocess import GROUP_TIMEOUT, outcomes_of
 
 import zc
@@ -13,7 +13,7 @@ import zc
 
 def run(rank: int, world: int) -> tuple[str, float]:
     model = zc.shard(new_net())
-    step = compiled(model, 2)
+    step = compiled(model, 2, options=PLAIN)
     step(batch(0, rank))
     if rank == 1:
         model.block.register_forward_pre_hook(die)

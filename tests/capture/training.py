@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 import zc
 
 OPTIONS = {"passes": "zero3", "executor": "interpret"}
+STAGE_3: list[Any] = [{"shard_params": {"zero_stage": 3}}, "shard_update", "clean_graph"]
+PLAIN = {**OPTIONS, "passes": STAGE_3}  # every gather and reduction by itself
 RATE, EPSILON = 1e-2, 1e-5
 WORDS = 32
 SIZES = ((3, 5),) * 3  # of the batches of three steps: sequences, words

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from capture.training import (
     OPTIONS,
+    PLAIN,
     SIZES,
     Net,
     adamw,
@@ -57,10 +58,10 @@ def lengths_differ_by_rank(rank: int, level: int) -> None:
 def graph_break(rank: int, level: int) -> None:
     """The pieces communicate what the unbroken model does: nothing is left unsharded."""
     METER.reset()
-    train_sharded(new_net(), rank, level, SIZES[:1])
+    train_sharded(new_net(), rank, level, SIZES[:1], options=PLAIN)
     whole = {op: sent * len(SIZES) for op, sent in METER.sent.items()}
     METER.reset()
-    losses = train_sharded(new_net(breaks=True), rank, level)
+    losses = train_sharded(new_net(breaks=True), rank, level, options=PLAIN)
     assert dict(METER.sent) == whole
     assert losses == train_reference(new_net(breaks=True), rank)
 

@@ -28,8 +28,8 @@ def test_a_way_changes_where_another_is_clearly_faster():
         ("fast", "mine.yaml:{}: 'ways' must be a mapping; got 'fast'"),
         ("{gloo: fast}", "mine.yaml:{}: 'ways' is a mapping of backend, op and bytes to the name "
          "of a way"),
-        ("{gloo: {all_reduce: {0B: native}}}", "mine.yaml:{}: no op 'all_reduce'; there are all_gather, "
-         "reduce_scatter"),
+        ("{gloo: {all_reduce: {0B: native}}}", "mine.yaml:{}: no op 'all_reduce'; there are "
+         "all_gather, reduce_scatter"),
         ("{gloo: {all_gathr: {0B: native}}}", "mine.yaml:{}: no op 'all_gathr'; did you mean "
          "'all_gather'?"),
         ("{gloo: {all_gather: {0B: ring}}}", "mine.yaml:{}: no way 'ring' of all_gather; the ways "

@@ -80,7 +80,7 @@ class Watch:
             self.programs.append(program)
 
         with (
-            patch("zc.backend.build_loop", self._build),
+            patch("zc.transform.build_loop", self._build),
             patch.object(Session, "finished", finished),
             patch("zc.comm.wire.Pending", Settled),
         ):
