@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from live_bytes import install
@@ -26,6 +27,8 @@ from zc.pipelines.pipeline import PassPipeline
 from zc.program.units import Bytes
 
 HEAD = ("memory cap", "cap MB", "predicted peak MB", "measured", "predicted ms", "within the cap")
+ZERO_3: list[Any] = [{"shard_params": {"zero_stage": 3}}, "shard_update", "clean_graph",
+                     "lower_update"]  # fmt: skip
 SCHEDULERS = (KeepGathered(), PrefetchGathers(), DelayReductions())
 PLENTY = 1 << 40  # bytes
 
@@ -51,7 +54,7 @@ def measure(rank: int, args: argparse.Namespace) -> Figures:
     """The figures of every cap on this rank."""
     torch.compiler.config.recompile_limit = 64
     install()
-    plain = replace(PassPipeline.builtin("zero3"), device=args.device)
+    plain = replace(PassPipeline.resolve(ZERO_3), device=args.device)
     least = Subject(args, plain).figures["predicted_peak"]
     free = Subject(args, _capped(plain, PLENTY))
     most = free.figures["predicted_peak"]
