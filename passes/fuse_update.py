@@ -66,8 +66,11 @@ class FuseUpdate(Pass):
             anchor = anchor_of(group, order, readers, early, last_input)
             group.anchor = loops[anchor].end if anchor in loops else anchor
         groups.sort(key=lambda group: order[group.anchor])
-        buckets = in_buckets(groups, self.bucket_bytes)
-        move(program.graph, buckets, shared)
+        if not groups:
+            return
+        first = groups[0].anchor
+        late = [node for node in shared if order[node] > order[first]]  # what reads them may stay
+        move(in_buckets(groups, self.bucket_bytes), {first: move_behind(first, late)})
 
 
 @dataclass
@@ -167,14 +170,19 @@ def in_buckets(groups: Iterable[Group], limit: int) -> list[list[Group]]:
     return buckets
 
 
-def move(graph: fx.Graph, buckets: list[list[Group]], shared: list[fx.Node]) -> None:
-    """Put each bucket behind the last of its anchors, and what all share before the first."""
-    place: dict[fx.Node, fx.Node] = {}
+def move_behind(anchor: fx.Node, nodes: Iterable[fx.Node]) -> fx.Node:
+    """Put ``nodes`` behind ``anchor`` in their order; the last of them, or ``anchor``."""
+    for node in nodes:
+        anchor.append(node)
+        anchor = node
+    return anchor
+
+
+def move(buckets: Iterable[list[Group]], behind: dict[fx.Node, fx.Node]) -> None:
+    """Put each bucket behind the last of its anchors, or behind what stands there by now."""
     for number, bucket in enumerate(buckets):
         anchor = bucket[-1].anchor
-        for node in [*shared, *(n for group in bucket for n in group.nodes)]:
-            place.get(anchor, anchor).append(node)
-            place[anchor] = node
-        for node in (n for group in bucket for n in group.nodes):
+        nodes = [node for group in bucket for node in group.nodes]
+        behind[anchor] = move_behind(behind.get(anchor, anchor), nodes)
+        for node in nodes:
             restamp(node, bucket=number)
-        shared = []

@@ -16,10 +16,12 @@ from zc.passes.shard_params import ShardParams
 from zc.passes.shard_update import ShardUpdate
 
 import zc
+from zc.pipelines.pipeline import PassPipeline
 from zc.program.kernels import FUSED_UPDATE
 from zc.program.loops import loops_of
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
+from zc.torch_private import fake_world
 from zc.verify import verify
 
 INPUTS: Shapes = {"x": (2, 8)}
@@ -126,3 +128,22 @@ def test_no_update_moves_into_a_loop():
     program = zc.capture(step, torch.randn(4, 4), passes=passes)
     (loop,) = loops_of(program.graph)
     assert not any(stamp_of(node).phase == UPDATE for node in loop.body)
+
+
+def test_what_updates_share_stands_before_all_that_reads_it() -> None:
+    """Numbers of all updates also go into the count of steps, which is written in its place."""
+    passes = PassPipeline.builtin("zero3")
+    with fake_world(2):
+        layers = torch.nn.Linear(8, 64), torch.nn.GELU(), torch.nn.Linear(64, 1)
+        model = zc.shard(torch.nn.Sequential(*layers))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            zc.step(optimizer)
+            return loss.detach()
+
+        program = zc.capture(step, torch.ones(32, 8), torch.ones(32, 1), passes=passes)
+    verify(program, full=True)
+    assert len(program.graph.find_nodes(op="call_function", target=FUSED_UPDATE)) == 1
