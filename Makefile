@@ -18,7 +18,7 @@ setup: $(STAMP)  ## create .venv and install zc into it
 demo: $(STAMP)  ## train a small GPT with ZeRO-3 on two processes (under five minutes)
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)  ## run the tests (under 15 minutes on two cores)
+test: $(STAMP)  ## run the tests (about 25 minutes on two cores)
 	$(BIN)/python -m pytest -m "not matrix" --durations=15
 
 test-matrix: $(STAMP)  ## run the whole table of models, stages, levels and executors (long)
