@@ -6,8 +6,9 @@ Both predictions are made from the program before it runs: peak bytes from the l
 values, as the verifier uses them; bytes sent from its table of collectives. Then one step of the
 same program runs on local gloo ranks, node by node by default. *peak* is of forward and backward
 without optimizer state, which no program of this kind touches; ``live_bytes.py`` measures it.
-*sent* is per rank: the formula, zc's own count at run time, and the kernel's count on this
-process's sockets, where one barrier and gloo's headers come on top. Results are of rank 0.
+*sent* is per rank: the formula, zc's own count at run time, and what has moved through this
+process's sockets and by reading other ranks' memory (``sockets.py``), where one barrier and gloo's
+headers come on top. Results are of rank 0.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from live_bytes import LiveBytes, install
 from prediction import Figures, megabytes, parser_of, publish, table
 from ranks import run_ranks
-from sockets import bytes_sent
+from sockets import bytes_moved
 from systems import GPT, SEED, Config
 from systems_zc import compile_zc
 
@@ -30,7 +31,7 @@ from zc.program.collectives import collectives_of
 from zc.program.liveness import peak_bytes
 
 HEAD = (
-    "program", "predicted peak MB", "measured", "ratio", "predicted sent MB", "metered", "sockets"
+    "program", "predicted peak MB", "measured", "ratio", "predicted sent MB", "metered", "moved"
 )  # fmt: skip
 
 
@@ -95,13 +96,13 @@ def measure(model: Any, level: int, options: dict[str, Any], tokens: torch.Tenso
     live = LiveBytes([*model.parameters(), *model.buffers(), tokens])
     dist.barrier()
     METER.reset()
-    before = bytes_sent()
+    before = bytes_moved()
     with live:
         step(tokens, tokens)
     dist.barrier()  # everything sent has arrived
-    after = bytes_sent()
+    after = bytes_moved()
     sent = None if after is None or before is None else after - before
-    return {"measured_peak": live.peak, "metered_sent": METER.total(), "socket_sent": sent}
+    return {"measured_peak": live.peak, "metered_sent": METER.total(), "moved": sent}
 
 
 def _cells(row: Figures) -> list[str]:
@@ -112,7 +113,7 @@ def _cells(row: Figures) -> list[str]:
         f"{row['measured_peak'] / row['predicted_peak']:.3f}",
         megabytes(row["predicted_sent"], 3),
         megabytes(row["metered_sent"], 3),
-        megabytes(row["socket_sent"], 3),
+        megabytes(row["moved"], 3),
     ]
 
 

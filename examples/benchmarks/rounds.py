@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from sockets import bytes_sent
+from sockets import bytes_moved
 from starting import FIRST_STEPS, Batch, batch, say, start, start_compiler
 from systems import Trained
 from wire_alone import WireAlone, record
@@ -74,12 +74,12 @@ class Running:
         """One step, and then its collectives alone where they can be repeated."""
         dist.barrier()
         METER.reset()
-        sent = bytes_sent()
+        sent = bytes_moved()
         cpu, started = time.process_time(), time.perf_counter()
         loss = self.system.step(*batch_)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         dist.barrier()  # everything sent has arrived
-        now = bytes_sent()
+        now = bytes_moved()
         self.figures.losses.append(loss.item())
         self.figures.seconds.append(seconds)
         self.figures.cpu_seconds.append(cpu)

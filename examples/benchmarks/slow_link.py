@@ -55,7 +55,12 @@ def start_inside() -> None:
     if tried.returncode:
         sys.exit(f"--link needs user and network namespaces: {tried.stderr.strip()}")
     sys.stdout.flush()
-    os.execvpe("unshare", [*_APART, sys.executable, *sys.argv], os.environ | {_INSIDE: "1"})
+    os.execvpe("unshare", [*_APART, sys.executable, *sys.argv], _apart())
+
+
+def _apart() -> dict[str, str]:
+    """The environment inside; ranks of zc must not go around the network."""
+    return os.environ | {_INSIDE: "1", "ZC_DIRECT": "0"}
 
 
 def plug_in(rank: int, rate: str) -> str:

@@ -17,8 +17,9 @@ same way, beside DDP alone. The columns:
   that of the reference, a row of zc.
 - *CPU ms*: CPU time of the whole process in a step, all its threads; median over rounds, mean over
   ranks.
-- *sent MB*: bytes that a rank sent over its TCP sockets in a step, as the kernel counts them
-  (``sockets.py``): the same measure for all systems. One barrier, some hundred bytes, is included.
+- *sent MB*: bytes that a rank sent over its TCP sockets in a step, as the kernel counts them, and
+  those that it read out of other ranks' memory, as zc does on one host (``sockets.py``). One
+  barrier, some hundred bytes, is included. ``ZC_DIRECT=0`` makes zc send everything.
 
 The other columns come from each system in processes of its own, first with empty caches of Inductor
 and zc, then again with the caches that this has left; ``--skip-alone`` leaves them out:

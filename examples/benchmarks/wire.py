@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from zc.comm.choice import use_measured
+from zc.comm.choice import offered, use_measured
 from zc.comm.ways import WAYS
 from zc.comm.wire import all_gather_bucket, reduce_scatter_bucket
 from zc.devices import ways
+from zc.run.heap import keep_freed
 
 STARTERS: dict[str, Callable[..., Any]] = {
     "all_gather": all_gather_bucket,
@@ -49,13 +50,15 @@ def measure(rank: int, world: int, folder: str, args: argparse.Namespace) -> Non
     """Time everything on one rank; the first one writes what the slowest took."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
+    keep_freed()  # as programs do
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     times: Times = {}
-    for op, names in WAYS.items():
+    for op in WAYS:
+        names = offered(op, dist.group.WORLD)
         for size in args.sizes:
             tensors = bucket(op, size, args.items, world)
-            for name, seconds in in_turns(op, list(names), tensors, args.rounds).items():
+            for name, seconds in in_turns(op, names, tensors, args.rounds).items():
                 times[op, size, name] = seconds
     if rank == 0:
         torch.save(times, Path(folder, "times.pt"))
@@ -92,7 +95,8 @@ def slowest(run: Callable[[], Any]) -> float:
 
 def fastest(times: Times, op: str, size: int) -> str:
     """The way that took the least time."""
-    return min(WAYS[op], key=lambda name: times[op, size, name])
+    tried = [name for name in WAYS[op] if (op, size, name) in times]
+    return min(tried, key=lambda name: times[op, size, name])
 
 
 def table(times: Times, ranks: int) -> dict[str, Any]:

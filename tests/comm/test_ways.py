@@ -195,7 +195,7 @@ ERRORS = {
     ),
     "way": (
         {"gloo": {"all_gather": {2: {0: "pairwise", 10: "fast"}}}},
-        "gloo: no way 'fast' of all_gather; the ways are native, pairwise",
+        "gloo: no way 'fast' of all_gather; the ways are native, pairwise, direct",
     ),
 }  # fmt: skip
 

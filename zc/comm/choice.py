@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from zc.comm.direct import possible
 from zc.comm.ways import WAYS, Transfer
 from zc.errors import ExecutionError
 
@@ -16,17 +17,25 @@ Table = Mapping[str, Mapping[str, Mapping[int, Mapping[int, str]]]]
 
 # backend, op, from so many ranks, from so many bytes of the full tensors: the fastest way. Where a
 # backend is not named, the first of WAYS. Measured with examples/benchmarks/wire.py: on gloo,
-# pairwise transfers are faster for large tensors, for small ones on an idle machine only.
+# pairwise transfers are faster for large tensors, for small ones on an idle machine only; direct
+# ones, where they are possible, are faster than both from some 100 KB on.
 DEFAULTS: Table = {
     "gloo": {
         "all_gather": {2: {0: "native", 1_000_000: "pairwise"}},
         "reduce_scatter": {2: {0: "all_to_all", 1_000_000: "pairwise"}},
     }
 }
+DIRECTLY: Table = {
+    "gloo": {
+        "all_gather": {2: {200_000: "direct"}},
+        "reduce_scatter": {2: {200_000: "direct"}},
+    }
+}
+DIRECT = "direct"  # of WAYS: for ranks that can read each other's memory
 _measured: Table = {}
 
 
-def way(op: str, backend: str, group_size: int, nbytes: int) -> str:
+def way(op: str, backend: str, group_size: int, nbytes: int, *, direct: bool = False) -> str:
     """The name of the fastest way for ``op``, ``all_gather`` or ``reduce_scatter``.
 
     Args:
@@ -34,13 +43,19 @@ def way(op: str, backend: str, group_size: int, nbytes: int) -> str:
         backend: as ``torch.distributed`` calls it.
         group_size: ranks.
         nbytes: of the full tensors of a bucket, together.
+        direct: whether ranks can read each other's memory.
     """
-    for table in (_measured, DEFAULTS):
+    for table in (_measured, DIRECTLY, DEFAULTS):
         sizes = table.get(backend, {}).get(op, {})
         found = _at(_at(sizes, group_size) or {}, nbytes)
-        if found is not None:
+        if found is not None and (direct or found != DIRECT):
             return found
     return next(iter(WAYS[op]))
+
+
+def offered(op: str, group: dist.ProcessGroup) -> list[str]:
+    """The ways that there are for ``op`` on ``group``; all ranks call this together."""
+    return [name for name in WAYS[op] if name != DIRECT or possible(group)]
 
 
 def use_measured(table: Table) -> None:
@@ -78,5 +93,12 @@ def start(
     op: str, tensors: Sequence[torch.Tensor], group: dist.ProcessGroup, full: int
 ) -> Transfer:
     """Start a gather of ``tensors``, or their transposition, of ``full`` bytes, the fastest way."""
-    name = way(op, dist.get_backend(group), group.size(), full)
+    backend, n = dist.get_backend(group), group.size()
+    name = way(op, backend, n, full, direct=True)
+    if name == DIRECT and not _directly(tensors, group):
+        name = way(op, backend, n, full)
     return WAYS[op][name](list(tensors), group)
+
+
+def _directly(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in tensors) and possible(group)

@@ -24,6 +24,7 @@ class Pending(Generic[T]):
 
         Raises:
             RuntimeError: from the backend, when a peer is gone or the group's timeout has passed.
+            CommunicationError: the same of direct transfers.
         """
         if self._work is not None:
             self._work.wait()

@@ -2,6 +2,7 @@
 
     native       the backend's own call; a bucket is one coalesced call, which copies nothing
     pairwise     every rank sends to every other one, straight from operands and into results
+    direct       every rank reads its peers' operands (``zc.comm.direct``); on one host alone
     all_to_all   ``all_to_all_single`` for each tensor of a bucket
 
 All ways of one op give the same bits and send the same bytes. Each takes the tensors of one bucket.
@@ -17,14 +18,21 @@ with it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from zc.comm import direct
+
 TAG = 0x7A63  # "zc"
 _GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # before 2.13
 _C10D: Any = torch.ops._c10d_functional
+
+
+Rows = list[list[torch.Tensor]]  # of each tensor, one block for every rank
+Exchange = Callable[[Rows, Rows, dist.ProcessGroup], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -71,16 +79,18 @@ def gather_natively(shards: list[torch.Tensor], group: dist.ProcessGroup) -> Tra
     return Transfer([_GATHER(full, shard, group=group, async_op=True)], sent, [full])
 
 
-def gather_pairwise(shards: list[torch.Tensor], group: dist.ProcessGroup) -> Transfer:
-    """Every rank sends its shards to every other one."""
+def gather_pairwise(
+    shards: list[torch.Tensor], group: dist.ProcessGroup, exchange: Exchange | None = None
+) -> Transfer:
+    """Every rank sends its shards to every other one, by ``exchange``: messages if left out."""
     n, rank = group.size(), group.rank()
     fulls = [_whole(shard, n) for shard in shards]
     blocks = [full.view(n, full.numel() // n) for full in fulls]
     outgoing = [[shard.view(-1)] * n for shard in shards]
-    works, sent = _exchange(outgoing, [list(b) for b in blocks], group)
+    works = (exchange or _messages)(outgoing, [list(b) for b in blocks], group)
     for block, shard in zip(blocks, shards, strict=True):
         block[rank].copy_(shard.view(-1))
-    return Transfer(works, sent, fulls)
+    return Transfer(works, (n - 1) * sum(map(nbytes, shards)), fulls)
 
 
 def transpose_all_to_all(fulls: list[torch.Tensor], group: dist.ProcessGroup) -> Transfer:
@@ -93,7 +103,9 @@ def transpose_all_to_all(fulls: list[torch.Tensor], group: dist.ProcessGroup) ->
     return Transfer(works, sent, [Blocks(list(r)) for r in received])
 
 
-def transpose_pairwise(fulls: list[torch.Tensor], group: dist.ProcessGroup) -> Transfer:
+def transpose_pairwise(
+    fulls: list[torch.Tensor], group: dist.ProcessGroup, exchange: Exchange | None = None
+) -> Transfer:
     """As ``transpose_all_to_all``; this rank's own row is read where it is."""
     n, rank = group.size(), group.rank()
     found = []
@@ -102,13 +114,12 @@ def transpose_pairwise(fulls: list[torch.Tensor], group: dist.ProcessGroup) -> T
         found.append(
             Blocks([*others[:rank], full[rank], *others[rank:]], torch.empty_like(full[0]))
         )
-    works, sent = _exchange([list(full) for full in fulls], [b.of_ranks for b in found], group)
-    return Transfer(works, sent, found)
+    outgoing = [list(full) for full in fulls]
+    works = (exchange or _messages)(outgoing, [b.of_ranks for b in found], group)
+    return Transfer(works, sum(nbytes(full) * (n - 1) // n for full in fulls), found)
 
 
-def _exchange(
-    outgoing: list[list[torch.Tensor]], incoming: list[list[torch.Tensor]], group: dist.ProcessGroup
-) -> tuple[list[Any], int]:
+def _messages(outgoing: Rows, incoming: Rows, group: dist.ProcessGroup) -> list[Any]:
     """Post all receives, then all sends; of each tensor there is one block for every rank."""
     n, rank = group.size(), group.rank()
     peers = [(rank + distance) % n for distance in range(1, n)]
@@ -122,7 +133,7 @@ def _exchange(
         for blocks in outgoing
         for peer in peers
     ]
-    return works, sum(nbytes(blocks[peer]) for blocks in outgoing for peer in peers)
+    return works
 
 
 def _whole(shard: torch.Tensor, world: int) -> torch.Tensor:
@@ -137,6 +148,14 @@ def nbytes(tensor: torch.Tensor) -> int:
 
 Way = Callable[[list[torch.Tensor], dist.ProcessGroup], Transfer]
 WAYS: dict[str, dict[str, Way]] = {
-    "all_gather": {"native": gather_natively, "pairwise": gather_pairwise},
-    "reduce_scatter": {"all_to_all": transpose_all_to_all, "pairwise": transpose_pairwise},
+    "all_gather": {
+        "native": gather_natively,
+        "pairwise": gather_pairwise,
+        "direct": partial(gather_pairwise, exchange=direct.exchange),
+    },
+    "reduce_scatter": {
+        "all_to_all": transpose_all_to_all,
+        "pairwise": transpose_pairwise,
+        "direct": partial(transpose_pairwise, exchange=direct.exchange),
+    },
 }

@@ -36,7 +36,7 @@ def bind_collective(node: fx.Node, deferred: Sequence[Deferred] = ()) -> Callabl
     def launch(operands: Any, *args: Any) -> Any:
         try:
             return start(operands, group_of(axis), *args)
-        except RuntimeError as error:
+        except (RuntimeError, CommunicationError) as error:
             raise CommunicationError(_failure(where, error)) from error
 
     return _deferring(node, launch, deferred) if deferred else launch
@@ -62,7 +62,7 @@ def bind_wait(node: fx.Node) -> Callable[[wire.Pending], torch.Tensor]:
     def wait(pending: wire.Pending) -> torch.Tensor:
         try:
             return pending.wait()
-        except (RuntimeError, dist.DistBackendError) as error:
+        except (RuntimeError, dist.DistBackendError, CommunicationError) as error:
             raise CommunicationError(_failure(where, error)) from error
 
     return wait

@@ -46,7 +46,7 @@ from zc.torch_private.region_files import (
     region_bytes,
 )
 from zc.torch_private.versions import SUPPORTED, check_version, torch_version
-from zc.torch_private.worlds import default_store, fake_world, without_memory
+from zc.torch_private.worlds import default_store, fake_world, group_seconds, without_memory
 
 __all__ = [
     "SUPPORTED",
@@ -66,6 +66,7 @@ __all__ = [
     "dynamo_input_index",
     "fake_mode_of",
     "fake_world",
+    "group_seconds",
     "has_cpp_compiler",
     "in_backward",
     "inductor_counts",

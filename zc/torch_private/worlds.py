@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -30,3 +31,8 @@ def default_store() -> Any:
     from torch.distributed import distributed_c10d
 
     return distributed_c10d._get_default_store()
+
+
+def group_seconds(group: dist.ProcessGroup) -> float:
+    """The timeout of ``group``, in seconds."""
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
