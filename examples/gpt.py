@@ -99,7 +99,7 @@ def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch
     """Turn the two halves of each head against each other by an angle that grows with position."""
     first, second = x.chunk(2, dim=-1)
     turned = first * cosines - second * sines, first * sines + second * cosines
-    return torch.cat(turned, dim=-1)
+    return torch.cat(turned, dim=-1).to(x.dtype)  # the table may be wider
 
 
 @torch.no_grad()

@@ -50,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         "--zc", nargs="+", type=_zc, default=[], metavar="LEVEL:PIPELINE",
         help="further rows: 1 or 2, and a built-in pass pipeline or a file",
     )  # fmt: skip
-    parser.add_argument("--ablate", metavar="PIPELINE", help="only it, and it without each pass")
+    parser.add_argument(
+        "--ablate", nargs="+", metavar="PIPELINE",
+        help="only these; the first without each of its passes, others without those of their own",
+    )  # fmt: skip
     parser.add_argument("--reference", help="the row of zc that ratios are taken to")
     parser.add_argument("--link", type=rate_of, metavar="RATE", help="a slow network, as 1gbit")
     parser.add_argument("--skip-alone", action="store_true", help="no memory, no compile times")
@@ -79,5 +82,5 @@ def _reference(args: argparse.Namespace) -> str:
         return args.reference
     likely = [DEFAULT_REFERENCE, *(n for n in args.systems if n.startswith("zc ")), BASELINE]
     if args.ablate:
-        likely.insert(0, name_of(2, args.ablate))
+        likely.insert(0, name_of(2, args.ablate[0]))
     return next(name for name in likely if name in args.systems)

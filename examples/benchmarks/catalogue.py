@@ -81,18 +81,24 @@ def build(name: str, config: Config, executor: str) -> Trained:
     return builder(GPT(config), executor)
 
 
-def ablated(spec: str) -> list[str]:
-    """The system of a pass pipeline, and one for each pass that can be taken out of it.
+def ablated(specs: Iterable[str]) -> list[str]:
+    """The systems of some pass pipelines, and one for each pass that can be taken out of the first.
+
+    Of the others, only those passes are taken out that no pipeline before them has.
 
     Raises:
         PipelineError: for a pass pipeline that cannot be read.
     """
-    found = [systems_zc.name_of(2, spec)]
-    for name, refusal in systems_zc.ablations(2, spec):
-        if refusal is None:
-            found.append(name)
-        else:
-            _say_left_out(name, refusal)
+    found, seen = [], set()
+    for spec in specs:
+        found.append(systems_zc.name_of(2, spec))
+        for removed, refusal in systems_zc.ablations(spec):
+            name = systems_zc.name_of(2, spec, removed)
+            if refusal is not None:
+                _say_left_out(name, refusal)
+            elif removed not in seen:
+                found.append(name)
+            seen.add(removed)
     return found
 
 

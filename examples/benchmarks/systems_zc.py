@@ -5,11 +5,13 @@
     zc level 2, zero3 without clean_graph               one pass taken out
 
 Level 1 compiles the model, and the optimizer's step by itself; level 2 compiles forward, backward
-and update as one step. Stage 0 trains a replicated model, the others one of ``zc.shard``.
+and update as one step. Stage 0 trains a replicated model, the others one of ``zc.shard``. Where a
+pass pipeline casts parameters or rounds stochastically, the model is in mixed precision or all in
+bf16, with and without the pass.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +23,13 @@ from zc.errors import PipelineError
 from zc.pipelines.pipeline import PassPipeline
 
 DEFAULT_REFERENCE = "zc level 2, zero3"
+_ROUNDING = {"cast_in_update", "quantize_moments", "round_stochastically"}
 _NAME = re.compile(r"zc level (?P<level>[12]), (?P<spec>\S+)( without (?P<removed>\w+))?")
 
 
-def name_of(level: int, spec: str) -> str:
-    """The name of the system that trains at ``level`` under the pass pipeline ``spec``."""
-    return f"zc level {level}, {spec}"
+def name_of(level: int, spec: str, removed: str | None = None) -> str:
+    """The name of the system that trains at ``level`` under ``spec``, with one pass taken out."""
+    return f"zc level {level}, {spec}" + (f" without {removed}" if removed else "")
 
 
 def builder_of(name: str) -> Builder | None:
@@ -38,27 +41,32 @@ def builder_of(name: str) -> Builder | None:
     found = _NAME.fullmatch(name)
     if found is None:
         return None
-    pipeline = PassPipeline.resolve(found["spec"])
+    whole = pipeline = PassPipeline.resolve(found["spec"])
     if found["removed"]:
         pipeline = without(pipeline, found["removed"])
-    return _builder(int(found["level"]), pipeline)
+    return _builder(int(found["level"]), pipeline, _preparing(whole))
 
 
-def ablations(level: int, spec: str) -> Iterator[tuple[str, str | None]]:
-    """For each pass that ``spec`` can do without, a system's name, and why it cannot be built.
+def is_rounded(name: str) -> bool:
+    """Whether the system called ``name`` keeps numbers in less than 32 bits."""
+    found = _NAME.fullmatch(name)
+    return found is not None and not _ROUNDING.isdisjoint(_passes(found["spec"]))
+
+
+def ablations(spec: str) -> Iterator[tuple[str, str | None]]:
+    """The passes that can be taken out of ``spec``, and where one cannot, why.
 
     Raises:
         PipelineError: for a pass pipeline that cannot be read.
     """
     pipeline = PassPipeline.resolve(spec)
     for removed in dict.fromkeys(p.name for p in pipeline.passes if p.kind != "required"):
-        name = f"{name_of(level, spec)} without {removed}"
         try:
             without(pipeline, removed)
         except PipelineError as error:
-            yield name, str(error)
+            yield removed, str(error)
         else:
-            yield name, None
+            yield removed, None
 
 
 def without(pipeline: PassPipeline, removed: str) -> PassPipeline:
@@ -73,10 +81,27 @@ def without(pipeline: PassPipeline, removed: str) -> PassPipeline:
     return replace(pipeline, name=f"{pipeline.name} without {removed}", passes=kept, spelled=())
 
 
-def _builder(level: int, pipeline: PassPipeline) -> Builder:
+def _passes(spec: str) -> set[str]:
+    return {item.name for item in PassPipeline.resolve(spec).passes}
+
+
+def _preparing(pipeline: PassPipeline) -> Callable[[GPT], None]:
+    """What a model needs before ``pipeline`` trains it, with all its passes."""
+    names = {item.name for item in pipeline.passes}
+    sharded = any(getattr(item, "zero_stage", 0) for item in pipeline.passes)
+
+    def prepare(model: GPT) -> None:
+        if "round_stochastically" in names:
+            model.to(torch.bfloat16)
+        if sharded:
+            zc.shard(model, param_dtype=torch.bfloat16 if "cast_in_update" in names else None)
+
+    return prepare
+
+
+def _builder(level: int, pipeline: PassPipeline, prepare: Callable[[GPT], None]) -> Builder:
     def build(model: GPT, executor: str) -> Trained:
-        if any(getattr(item, "zero_stage", 0) for item in pipeline.passes):
-            zc.shard(model)
+        prepare(model)
         options = {"passes": pipeline, "executor": executor}
         optimizer = torch.optim.AdamW(model.parameters(), **SETTINGS)
         if level == 2:

@@ -33,7 +33,7 @@ def test_a_way_changes_where_another_is_clearly_faster():
         ("{gloo: {all_gathr: {0B: native}}}", "mine.yaml:{}: no op 'all_gathr'; did you mean "
          "'all_gather'?"),
         ("{gloo: {all_gather: {0B: ring}}}", "mine.yaml:{}: no way 'ring' of all_gather; the ways "
-         "are native, pairwise"),
+         "are native, pairwise, direct"),
     ],
 )  # fmt: skip
 def test_wrong_ways_are_refused(

@@ -215,6 +215,12 @@ def test_a_pipeline_is_ablated_pass_by_pass(
     )
     args = arguments.parse_arguments(["--ablate", "mine.yaml"])
     whole = "zc level 2, mine.yaml"
-    assert args.systems == ["DDP eager", whole, f"{whole} without clean_graph"]
+    alone = ["DDP eager", whole, f"{whole} without clean_graph"]
+    assert args.systems == alone
     assert args.reference == whole
+    other = Path("other.yaml")
+    other.write_text(Path("mine.yaml").read_text() + "  - merge_common\n")
+    args = arguments.parse_arguments(["--ablate", "mine.yaml", "other.yaml"])
+    whole = "zc level 2, other.yaml"
+    assert args.systems == [*alone, whole, f"{whole} without merge_common"]
     assert capsys.readouterr().err == ""
