@@ -10,6 +10,8 @@ from starting import FIRST_STEPS, Batch, batch, start, start_compiler
 from systems import Trained
 from torch.profiler import ProfilerActivity, profile
 
+from zc.comm.direct import READ
+
 STEADY_STEPS = 2
 
 
@@ -41,11 +43,15 @@ def run_memory(rank: int, args: Any, name: str, caches: Path) -> dict[str, Any]:
 
 
 def _calls(system: Trained, batch_: Batch) -> int:
-    """How often gloo is called in a step: collectives, and messages from rank to rank."""
+    """How often gloo is called in a step: collectives, and messages from rank to rank.
+
+    A direct exchange (``zc.comm.direct``) counts as one call.
+    """
+    before = READ.exchanges
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         system.step(*batch_)
         dist.barrier()
-    return sum(
+    return (READ.exchanges - before) + sum(
         event.name.startswith("gloo:") and event.name != "gloo:barrier"
         for event in profiler.events() or ()
     )

@@ -26,7 +26,8 @@ and zc, then again with the caches that this has left; ``--skip-alone`` leaves t
 
 - *cold s*, *warm s*: the first two steps, after a trivial compilation, without and with caches.
 - *resident MB*: most memory of the process, libraries included, in steps after these two.
-- *calls*: calls of gloo in a step, as the profiler counts them; messages between two ranks count.
+- *calls*: calls of gloo in a step, as the profiler counts them; messages between two ranks count,
+  and so do direct exchanges.
 - *peak MB*: most bytes of live tensors in a step (``live_bytes.py``). Parameters, optimizer state
   and communication buffers count once they have been used; what a system keeps inside gloo does
   not.

@@ -59,7 +59,7 @@ def check_large(rank: int, world: int) -> None:
     """What is large goes directly without being asked to; bytes are those of the formula."""
     group = group_of_all()
     METER.reset()
-    before = READ.nbytes
+    before, exchanges = READ.nbytes, READ.exchanges
     shard = torch.full((LARGE,), float(rank))
     full = wire.all_gather(shard, group).wait()
     assert torch.equal(full, torch.arange(world).float().repeat_interleave(LARGE))
@@ -67,6 +67,7 @@ def check_large(rank: int, world: int) -> None:
     assert torch.equal(block, torch.full((LARGE,), rank * 6.0))
     formula = 2 * (world - 1) * 4 * LARGE
     assert METER.total() == READ.nbytes - before == formula
+    assert READ.exchanges - exchanges == 2
 
 
 def test_large_transfers_are_direct():

@@ -39,12 +39,13 @@ _in_order = threading.Lock()
 
 @dataclass
 class Count:
-    """Bytes so far."""
+    """Of exchanges that this process has been through: bytes that it has read, and how many."""
 
     nbytes: int = 0
+    exchanges: int = 0
 
 
-READ = Count()  # of blocks that this process has read
+READ = Count()
 
 
 def possible(group: dist.ProcessGroup) -> bool:
@@ -104,6 +105,7 @@ class Exchange:
                 self._read_from(peer)
             for peer in self._all.peers:
                 self._until_finished(peer)
+            READ.exchanges += 1
             self._outgoing, self._incoming = [], []
 
     def _read_from(self, peer: Peer) -> None:
