@@ -1,6 +1,7 @@
 """Direct exchanges: many under way, ranks that will not, peers that are late or gone."""
 
 import os
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 import torch.distributed as dist
 from multiprocess import outcomes_of, run_ranks
 
-from zc.comm import boards, wire
+from zc.comm import boards, direct, wire
 from zc.comm.boards import SLOTS
+from zc.comm.cross_memory import read
 from zc.comm.direct import READ, exchange, possible
 from zc.comm.wire import METER
 from zc.errors import CommunicationError
@@ -35,7 +37,7 @@ def ranks_can_read_each_other() -> None:
 
 
 def check_many(rank: int, world: int) -> None:
-    """More exchanges than there are slots, most of them never waited for in order."""
+    """More exchanges than there are slots, waited for backwards, the same on all ranks."""
     group = group_of_all()
     count = SLOTS + 9
     received = [torch.full((world, 2), -1.0) for _ in range(count)]
@@ -102,31 +104,102 @@ def test_a_process_with_the_same_number_is_not_a_peer():
     run_ranks(check_strangers, 2)
 
 
-def check_failures(rank: int, world: int, ends: bool) -> Any:
+def group_board(group: dist.ProcessGroup) -> Any:
+    neighbours = boards.neighbours_of(group)
+    assert neighbours is not None
+    return neighbours.board
+
+
+def check_failures(rank: int, world: int, what: str) -> Any:
+    """What rank 0 hears when rank 1 ends, stays away or has started something else."""
     group = dist.new_group(timeout=timedelta(seconds=2))
     assert possible(group)
     dist.barrier()
-    if rank == 1:
-        if not ends:
-            dist.barrier()  # until the other has given up
-        os._exit(0)
-    pids = [peer.pid for peer in boards.neighbours_of(group).peers]
-    with pytest.raises(CommunicationError) as error:
-        exchange([[torch.ones(1)] * 2], [[torch.ones(1)] * 2], group)[0].wait()
-    if not ends:
+    size = 2 if what == "sizes" and rank else 1
+    if rank == 0 or "start" not in what:
+        works = exchange([[torch.ones(size)] * 2], [[torch.ones(size)] * 2], group)
+    if rank == 0:
+        pid = boards.neighbours_of(group).peers[0].pid
+        with pytest.raises(CommunicationError) as error:
+            works[0].wait()
+        with pytest.raises(CommunicationError) as again:
+            works[0].wait()
+        if "ended" in what:
+            return str(error.value).replace(str(pid), "PID")
         dist.barrier()
-    return str(error.value).replace(str(pids[0]), "PID")
+        assert str(again.value) == str(error.value)
+        return str(error.value).replace(str(pid), "PID")
+    if what == "ended before finish":
+        while group_board(group)[boards.read_cell(1, 0, world)] != 1:
+            time.sleep(0.01)  # until rank 0 has read
+    if "ended" in what:
+        os._exit(0)
+    dist.barrier()  # until the other has given up
+    if what != "late to start":
+        with pytest.raises(CommunicationError) as error:
+            works[0].wait()
+        return str(error.value).replace(str(boards.neighbours_of(group).peers[0].pid), "PID")
+    return None
 
 
+WITH = "exchange 1 of rank 0 with rank 1 of 2, process PID: "
+WITHDRAWN = (
+    "exchange 1 of rank 1 with rank 0 of 2, process PID: it has withdrawn it, after an error "
+    "of its own"
+)
 FAILURES = {
-    True: "rank 0: rank 1 of 2, process PID, ended before it could start exchange 1",
-    False: "rank 0: rank 1 of 2, process PID, did not start exchange 1 in 2 s",
+    "ended before start": "it ended before it did start",
+    "ended before finish": "it ended before it did finish",
+    "late to start": "it did not start in 2 s",
+    "late to finish": "it did not finish in 2 s",
+    "sizes": "it has blocks of [8] bytes, not [4]",
 }
 
 
-@pytest.mark.parametrize("ends", FAILURES, ids=["gone", "late"])
-def test_a_peer_that_does_not_come(ends: bool):
-    assert outcomes_of(check_failures, 2, ends)[0].result == FAILURES[ends]
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_peer_that_does_not_do_its_part(what: str):
+    first, second = (outcome.result for outcome in outcomes_of(check_failures, 2, what))
+    assert first == WITH + FAILURES[what]
+    if what in ("late to finish", "sizes"):  # rank 0 has withdrawn the exchange
+        assert second == WITHDRAWN
+
+
+def check_withdrawn(rank: int, world: int) -> str | None:
+    """Rank 0 gives up while rank 1 reads."""
+    group = dist.new_group(timeout=timedelta(seconds=2))
+    assert possible(group)
+    works = exchange([[torch.ones(1)] * 2], [[torch.ones(1)] * 2], group)
+    if rank == 0:
+
+        def give_up(peer: boards.Peer) -> None:
+            dist.barrier()
+            raise KeyboardInterrupt
+
+        works[0]._until_read_by = give_up
+        with pytest.raises(KeyboardInterrupt):
+            works[0].wait()
+        dist.barrier()
+        return None
+    pid = boards.neighbours_of(group).peers[0].pid
+
+    def slow(*args: Any) -> None:
+        dist.barrier()
+        dist.barrier()  # rank 0 has withdrawn
+        read(*args)
+
+    direct.read = slow
+    with pytest.raises(CommunicationError) as error:
+        works[0].wait()
+    return str(error.value).replace(str(pid), "PID")
+
+
+def test_what_is_read_too_late_does_not_count():
+    assert run_ranks(check_withdrawn, 2)[1] == WITHDRAWN
+
+
+def gone(peer: boards.Peer) -> None:
+    while peer.is_there():
+        time.sleep(0.01)
 
 
 def check_last(rank: int, world: int) -> None:
@@ -134,7 +207,11 @@ def check_last(rank: int, world: int) -> None:
     group = group_of_all()
     received = torch.zeros(world)
     mine = [torch.tensor([float(rank)]) for _ in range(world)]
-    exchange([mine], [list(received.view(world, 1))], group)[0].wait()
+    (work,) = exchange([mine], [list(received.view(world, 1))], group)
+    if rank == 1:  # which has read and noted, and looks for rank 0's note when that is gone
+        finish = work._until_read_by
+        work._until_read_by = lambda peer: (gone(peer), finish(peer))
+    work.wait()
     received[rank] = rank
     assert received.tolist() == [0, 1]
     if rank == 0:

@@ -1,5 +1,6 @@
 """Ways to carry out a collective: the same bits and bytes for all, alone and in buckets."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -186,6 +187,41 @@ def test_the_way_taken(given: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(choice, "_measured", {})
     use_measured(TABLE)
     assert way(*given[:4]) == given[4]
+
+
+DIRECT_CHOICES = [
+    ("all_gather", "gloo", 2, 199_999, "native"),
+    ("all_gather", "gloo", 2, 200_000, "direct"),
+    ("reduce_scatter", "gloo", 8, 200_000, "direct"),
+    ("reduce_scatter", "gloo", 1, 200_000, "all_to_all"),
+    ("all_gather", "nccl", 2, 200_000, "native"),
+]
+
+
+@pytest.mark.parametrize("given", DIRECT_CHOICES, ids=str)
+def test_the_way_taken_where_direct_ones_are_allowed(given: tuple[Any, ...]):
+    assert way(*given[:4], allow_direct=True) == given[4]
+
+
+def test_what_was_measured_to_be_direct_may_be_impossible(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(choice, "_measured", {})
+    use_measured({"gloo": {"all_gather": {2: {0: "pairwise", 1000: "direct"}}}})
+    taken = [way("all_gather", "gloo", 2, 1000, allow_direct=allowed) for allowed in (True, False)]
+    assert taken == ["direct", "native"]
+
+
+def check_offered(rank: int, world: int) -> list[list[str]]:
+    found = []
+    for answer in ("1", "0"):
+        os.environ["ZC_DIRECT"] = answer
+        found.append(choice.offered("all_gather", dist.new_group()))
+    return found
+
+
+def test_ways_that_there_are():
+    for allowed, refused in run_ranks(check_offered, 2):
+        assert refused == ["native", "pairwise"]
+        assert allowed in (refused, [*refused, "direct"])
 
 
 ERRORS = {

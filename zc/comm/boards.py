@@ -1,21 +1,23 @@
-"""Boards: numbers in the memory of each rank of a group that its peers read and write.
+"""Boards: cells in the memory of each rank of a group that its peers read and write.
 
-Exchanges of a group are numbered as they start, the same on all ranks, and exchange e uses slot
-``e % SLOTS``. A board has, after a secret number that tells it from anything else,
+Exchanges of a group are numbered from 1 as they start, the same on all ranks, and exchange e uses
+slot ``e % SLOTS``. The cells of a board are 64 bits wide:
 
-- for each slot, the last exchange that this rank has started in it, and the address of a table,
-  which says where the blocks for each peer lie; peers read that;
-- for each slot and peer, the last exchange of which the peer has read all that is meant for it;
-  that peer writes it.
+- a secret, drawn at random, which tells this board from anything else;
+- for each slot, the number of the last exchange that this rank has started in it, and the address
+  of a table of its blocks. Peers read these two;
+- for each slot and peer, the number of the last exchange whose blocks that peer has read. The peer
+  itself writes this cell.
 
 ``neighbours_of`` makes the boards of a group, and tries whether all its ranks can get at each
 other's: they are on one host, in one namespace of processes, and may (``zc.comm.cross_memory``).
+A board is kept until its process ends, so that a late peer never finds anything else in its place.
 """
 
 import ctypes
 import os
+import platform
 import secrets
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,58 +30,80 @@ from zc.errors import CommunicationError
 from zc.torch_private import group_seconds
 
 SLOTS = 64  # exchanges of a group that can be under way
-WORD = 8  # bytes of a number
-SECRET = 0
+WORD = 8  # bytes of a cell
+_SECRET = 0
+# An exchange's number is stored behind what it announces. Processors of this kind show stores to
+# others in the order in which they were made; others may not.
+_ORDERED = ("x86_64", "AMD64")
 
 
-def started(slot: int) -> int:
-    """Which number of a board is the exchange started in ``slot``; the next one is the table's."""
+def started_cell(slot: int) -> int:
+    """The index of the cell with the exchange started in ``slot``; the table's address follows."""
     return 1 + 2 * slot
 
 
-def finished(slot: int, rank: int, ranks: int) -> int:
-    """Which number of a board says what ``rank`` has finished in ``slot``."""
+def read_cell(slot: int, rank: int, ranks: int) -> int:
+    """The index of the cell with the exchange in ``slot`` of which ``rank`` has read its blocks."""
     return 1 + 2 * SLOTS + slot * ranks + rank
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Another rank: its process, and where its board is."""
+    """Another rank: its process, where its board is, and what tells that board from others."""
 
     rank: int
     pid: int
     board: int
+    secret: int
 
-    def numbers(self, address: int, count: int) -> list[int]:
-        """``count`` numbers at ``address`` in the peer's memory."""
+    def words(self, address: int, count: int) -> list[int]:
+        """``count`` words at ``address`` in the peer's memory."""
         found = (ctypes.c_int64 * count)()
         read(self.pid, [Span(address, ctypes.addressof(found), WORD * count)])
         return list(found)
 
-    def look(self, index: int) -> int:
-        """The number ``index`` of the peer's board."""
-        return self.numbers(self.board + WORD * index, 1)[0]
+    def look(self, cell: int) -> int:
+        """What is in a cell of the peer's board."""
+        return self.words(self.board + WORD * cell, 1)[0]
 
-    def note(self, index: int, value: int) -> None:
-        """Write the number ``index`` of the peer's board."""
-        number = ctypes.c_int64(value)
-        write(self.pid, [Span(self.board + WORD * index, ctypes.addressof(number), WORD)])
+    def note(self, cell: int, value: int) -> None:
+        """Write a cell of the peer's board."""
+        word = ctypes.c_int64(value)
+        write(self.pid, [Span(self.board + WORD * cell, ctypes.addressof(word), WORD)])
+
+    def is_there(self) -> bool:
+        """Whether the peer's process is alive, and no other one has taken its number."""
+        try:
+            return self.look(_SECRET) == self.secret
+        except CommunicationError:
+            return False
+
+    def can_be_noted(self) -> bool:
+        """Whether this process can read and write the peer's board."""
+        try:
+            if not self.is_there():
+                return False  # a process of another host that has the same number here
+            self.note(_SECRET, self.secret)
+        except CommunicationError:
+            return False
+        return True
 
 
 @dataclass
 class Neighbours:
-    """What this rank knows of the ranks of one group that are on its host: all of them."""
+    """What this rank knows of the other ranks of a group, all of them on its host."""
 
     rank: int
     ranks: int
     peers: list[Peer]
-    board: Any
+    board: Any  # an array of c_int64
     seconds: float  # the longest wait for a peer: the group's timeout
     exchanges: int = 0  # started so far
     slots: dict[int, Any] = field(default_factory=dict)  # the last exchange of each
 
 
 _known: WeakKeyDictionary[dist.ProcessGroup, Neighbours | None] = WeakKeyDictionary()
+_kept: list[Neighbours] = []
 
 
 def neighbours_of(group: dist.ProcessGroup) -> Neighbours | None:
@@ -95,30 +119,23 @@ def neighbours_of(group: dist.ProcessGroup) -> Neighbours | None:
 
 def _met(group: dist.ProcessGroup) -> Neighbours | None:
     n, rank = group.size(), group.rank()
-    board = (ctypes.c_int64 * finished(SLOTS, 0, n))()
-    board[SECRET] = secrets.randbits(62)
-    willing = sys.platform == "linux" and os.environ.get("ZC_DIRECT") != "0" and supported()
-    mine = torch.tensor([willing, os.getpid(), ctypes.addressof(board), board[SECRET]])
-    everyone = [torch.empty_like(mine) for _ in range(n)]
-    dist.all_gather(everyone, mine, group=group)
-    known = [each.tolist() for each in everyone]
-    reached = all(known[r][0] for r in range(n)) and all(_reaches(*known[r][1:]) for r in range(n))
-    agreed = torch.tensor([int(reached)])
+    board = (ctypes.c_int64 * read_cell(SLOTS, 0, n))()
+    board[_SECRET] = secrets.randbits(62)
+    mine = [_willing(), os.getpid(), ctypes.addressof(board), board[_SECRET]]
+    everyone = [torch.empty(len(mine), dtype=torch.int64, device="cpu") for _ in range(n)]
+    dist.all_gather(everyone, torch.tensor(mine, device="cpu"), group=group)
+    willing, *who = zip(*(each.tolist() for each in everyone), strict=True)
+    known = [Peer(r, *found) for r, found in enumerate(zip(*who, strict=True))]
+    reached = all(willing) and all(peer.can_be_noted() for peer in known)
+    agreed = torch.tensor([int(reached)], device="cpu")
     dist.all_reduce(agreed, dist.ReduceOp.MIN, group=group)
     if not agreed.item():
         return None
-    others = [(rank + distance) % n for distance in range(1, n)]
-    peers = [Peer(r, known[r][1], known[r][2]) for r in others]
-    return Neighbours(rank, n, peers, board, group_seconds(group))
+    peers = [known[(rank + distance) % n] for distance in range(1, n)]
+    _kept.append(Neighbours(rank, n, peers, board, group_seconds(group)))
+    return _kept[-1]
 
 
-def _reaches(pid: int, address: int, secret: int) -> bool:
-    """Whether the board at ``address`` of process ``pid`` can be read and written, and is one."""
-    peer = Peer(-1, pid, address)
-    try:
-        if peer.look(SECRET) != secret:
-            return False  # a process of another host that has the same number here
-        peer.note(SECRET, secret)
-    except CommunicationError:
-        return False
-    return True
+def _willing() -> bool:
+    able = supported() and platform.machine() in _ORDERED
+    return able and os.environ.get("ZC_DIRECT") != "0"

@@ -18,14 +18,14 @@ Table = Mapping[str, Mapping[str, Mapping[int, Mapping[int, str]]]]
 # backend, op, from so many ranks, from so many bytes of the full tensors: the fastest way. Where a
 # backend is not named, the first of WAYS. Measured with examples/benchmarks/wire.py: on gloo,
 # pairwise transfers are faster for large tensors, for small ones on an idle machine only; direct
-# ones, where they are possible, are faster than both from some 100 KB on.
+# ones, where they are possible, are faster than both from some 100 KB on, in buckets from less on.
 DEFAULTS: Table = {
     "gloo": {
         "all_gather": {2: {0: "native", 1_000_000: "pairwise"}},
         "reduce_scatter": {2: {0: "all_to_all", 1_000_000: "pairwise"}},
     }
 }
-DIRECTLY: Table = {
+WHERE_POSSIBLE: Table = {
     "gloo": {
         "all_gather": {2: {200_000: "direct"}},
         "reduce_scatter": {2: {200_000: "direct"}},
@@ -35,7 +35,7 @@ DIRECT = "direct"  # of WAYS: for ranks that can read each other's memory
 _measured: Table = {}
 
 
-def way(op: str, backend: str, group_size: int, nbytes: int, *, direct: bool = False) -> str:
+def way(op: str, backend: str, group_size: int, nbytes: int, *, allow_direct: bool = False) -> str:
     """The name of the fastest way for ``op``, ``all_gather`` or ``reduce_scatter``.
 
     Args:
@@ -43,12 +43,12 @@ def way(op: str, backend: str, group_size: int, nbytes: int, *, direct: bool = F
         backend: as ``torch.distributed`` calls it.
         group_size: ranks.
         nbytes: of the full tensors of a bucket, together.
-        direct: whether ranks can read each other's memory.
+        allow_direct: whether the answer may be ``direct``.
     """
-    for table in (_measured, DIRECTLY, DEFAULTS):
+    for table in (_measured, WHERE_POSSIBLE, DEFAULTS):
         sizes = table.get(backend, {}).get(op, {})
         found = _at(_at(sizes, group_size) or {}, nbytes)
-        if found is not None and (direct or found != DIRECT):
+        if found is not None and (allow_direct or found != DIRECT):
             return found
     return next(iter(WAYS[op]))
 
@@ -94,7 +94,7 @@ def start(
 ) -> Transfer:
     """Start a gather of ``tensors``, or their transposition, of ``full`` bytes, the fastest way."""
     backend, n = dist.get_backend(group), group.size()
-    name = way(op, backend, n, full, direct=True)
+    name = way(op, backend, n, full, allow_direct=True)  # first: small ones need not be tried
     if name == DIRECT and not _directly(tensors, group):
         name = way(op, backend, n, full)
     return WAYS[op][name](list(tensors), group)

@@ -1,10 +1,10 @@
 """Reading and writing the memory of another process of this host: Linux's ``process_vm_readv``.
 
 The kernel copies once, from the other process's pages into this one's, where sockets and shared
-memory copy twice. MPI libraries move large messages within a host that way (Cross Memory Attach;
-Goglin and Moreaud, "KNEM: a generic and scalable kernel-assisted intra-node MPI communication
-framework", JPDC 2013). It takes the right to trace the other process: the same user, and where
-``/proc/sys/kernel/yama/ptrace_scope`` is there, a 0 in it.
+memory copy twice. MPI libraries move large messages within a host that way: Cross Memory Attach,
+and before it KNEM (Goglin and Moreaud, "KNEM: a generic and scalable kernel-assisted intra-node MPI
+communication framework", JPDC 2013). It takes the right to trace the other process: the same user,
+and a 0 in ``/proc/sys/kernel/yama/ptrace_scope`` where there is such a file; or CAP_SYS_PTRACE.
 """
 
 import ctypes

@@ -8,18 +8,22 @@ MPI over InfiniBand", PPoPP 2006), over boards (``zc.comm.boards``). Of one exch
 3. notes on that peer's board that it has read them.
 
 The exchange is over for a rank when it has read all blocks and all peers have read its own: nobody
-reads memory that its owner has let go. Copies are made by the thread that waits, with all of a
-core: where ranks have no cores to spare, there is nothing that they could overlap with.
+reads memory that its owner has let go. A rank that gives up, at an error, withdraws the exchange
+from its board, and a peer looks there once more when it has read.
 
-This cannot deadlock where ranks start and wait for exchanges in one order, that of the program. Of
-the waits that are not over, take the first in this order: every rank has been through all earlier
-ones, so each gets there, finds that its peers have started, and reads. A peer that is gone, or does
-not get there within the group's timeout, is an error.
+Copies are made by the thread that waits. Messages, which threads of gloo's move, can overlap with
+compute where ranks leave cores idle; these cannot.
+
+A wait needs every peer to come to its own wait of the same exchange. Ranks must therefore start
+exchanges, wait for them, and do whatever else they wait for each other in, in one order, across all
+groups. Programs do: they are the same on all ranks of a group. Then nothing deadlocks: of the waits
+that are not over, take the first in this order; all its ranks have been through all earlier ones,
+so each gets there, has started, and reads. A peer that is gone, or does not get there within the
+group's timeout, is an error.
 """
 
 import ctypes
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,14 +31,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from zc.comm.boards import SECRET, SLOTS, Neighbours, Peer, finished, neighbours_of, started
+from zc.comm.boards import SLOTS, WORD, Neighbours, Peer, neighbours_of, read_cell, started_cell
 from zc.comm.cross_memory import Span, read
 from zc.errors import CommunicationError
 
 Rows = list[list[torch.Tensor]]  # of each tensor, one block for every rank
 _SPINS = 200  # times to look again at once, which takes about a millisecond
 _SHORTEST, _LONGEST = 20e-6, 1e-3  # seconds of sleep between later looks
-_in_order = threading.Lock()
 
 
 @dataclass
@@ -53,79 +56,93 @@ def possible(group: dist.ProcessGroup) -> bool:
     return neighbours_of(group) is not None
 
 
-def exchange(outgoing: Rows, incoming: Rows, group: dist.ProcessGroup) -> "list[Exchange]":
-    """Start to move the blocks of some tensors, contiguous and on the CPU.
+class Exchange:
+    """One exchange under way; it starts when it is made.
 
     Args:
-        outgoing: of each tensor, the block for each rank.
+        neighbours: of the group.
+        outgoing: of each tensor, the block for each rank, contiguous and on the CPU. They must keep
+            their values until ``wait`` returns.
         incoming: of each tensor, where the block of each rank goes.
-        group: one for which ``possible`` holds.
 
-    Returns:
-        The one work to wait for; until then, ``outgoing`` must keep its values.
+    Raises:
+        CommunicationError: as ``wait``, which is called of the oldest exchange when as many as
+            there are slots are under way.
     """
-    neighbours = neighbours_of(group)
-    assert neighbours is not None
-    return [Exchange(neighbours, outgoing, incoming)]
-
-
-class Exchange:
-    """One exchange under way."""
 
     def __init__(self, neighbours: Neighbours, outgoing: Rows, incoming: Rows) -> None:
-        self._all = neighbours
-        neighbours.exchanges += 1
-        self._number = neighbours.exchanges
-        self._slot = self._number % SLOTS
+        self._group = neighbours
+        number = neighbours.exchanges + 1
+        self._number, self._slot = number, number % SLOTS
         if self._slot in neighbours.slots:
             neighbours.slots[self._slot].wait()
         neighbours.slots[self._slot] = self
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self._start()
+        neighbours.exchanges = number
+        self._outgoing, self._incoming = outgoing, incoming
+        self._unread, self._unfinished = list(neighbours.peers), list(neighbours.peers)
+        self._announce()
 
-    def _start(self) -> None:
-        """Put up the table: for each rank, where its blocks lie."""
-        ranks, blocks = self._all.ranks, self._outgoing
-        where = [row[rank].data_ptr() for rank in range(ranks) for row in blocks]
-        self._table = (ctypes.c_int64 * len(where))(*where)
-        at = started(self._slot)
-        self._all.board[at + 1] = ctypes.addressof(self._table)
-        with _in_order:  # a lock is a barrier: whoever sees the number sees the table
-            self._all.board[at] = self._number
+    def _announce(self) -> None:
+        """Put up the table: for each rank, where its blocks lie and how long they are."""
+        ranks = range(self._group.ranks)
+        table = [word for rank in ranks for row in self._outgoing for word in _place(row[rank])]
+        self._table = (ctypes.c_int64 * len(table))(*table)
+        at, board = started_cell(self._slot), self._group.board
+        board[at + 1] = ctypes.addressof(self._table)
+        board[at] = self._number
 
     def wait(self) -> None:
         """Read what is for this rank, and wait until its peers have done the same.
 
         Raises:
-            CommunicationError: when a peer is gone, or has not come within the group's timeout.
+            CommunicationError: when a peer is gone, has not come within the group's timeout, or has
+                blocks of other sizes.
         """
-        if self._outgoing:
-            for peer in self._all.peers:
-                self._read_from(peer)
-            for peer in self._all.peers:
-                self._until_finished(peer)
-            READ.exchanges += 1
-            self._outgoing, self._incoming = [], []
+        if not self._unfinished:
+            return
+        try:
+            while self._unread:
+                self._read_from(self._unread[0])
+                del self._unread[0]
+            while self._unfinished:
+                self._until_read_by(self._unfinished[0])
+                del self._unfinished[0]
+        except BaseException:
+            self._group.board[started_cell(self._slot)] = -self._number
+            raise
+        READ.exchanges += 1
+        self._outgoing, self._incoming = [], []
 
     def _read_from(self, peer: Peer) -> None:
-        at = started(self._slot)
-        self._until(lambda: peer.look(at) == self._number, peer, "start")
-        count = len(self._incoming)
-        mine = peer.look(at + 1) + 8 * count * self._all.rank
+        cell = started_cell(self._slot)
+        self._until(lambda: abs(peer.look(cell)) == self._number, peer, "start")
         into = [blocks[peer.rank] for blocks in self._incoming]
-        pairs = zip(peer.numbers(mine, count), into, strict=True)
-        spans = [Span(at, t.data_ptr(), t.numel() * t.element_size()) for at, t in pairs]
-        read(peer.pid, spans)
-        READ.nbytes += sum(span.nbytes for span in spans)
-        peer.note(finished(self._slot, self._all.rank, self._all.ranks), self._number)
+        expected = [_place(block)[1] for block in into]
+        try:
+            self._check_announced(peer)
+            size = 2 * len(into)
+            table = peer.words(peer.look(cell + 1) + WORD * size * self._group.rank, size)
+            places, sizes = table[::2], table[1::2]
+            if sizes != expected:
+                raise CommunicationError(f"it has blocks of {sizes} bytes, not {expected}")
+            pairs = zip(places, into, strict=True)
+            read(peer.pid, [Span(place, *_place(block)) for place, block in pairs])
+            self._check_announced(peer)  # still: what has been read is what it was
+            peer.note(read_cell(self._slot, self._group.rank, self._group.ranks), self._number)
+        except CommunicationError as error:
+            raise CommunicationError(f"{self._named(peer)}: {error}") from error
+        READ.nbytes += sum(expected)
 
-    def _until_finished(self, peer: Peer) -> None:
-        at = finished(self._slot, peer.rank, self._all.ranks)
-        self._until(lambda: self._all.board[at] == self._number, peer, "finish")
+    def _check_announced(self, peer: Peer) -> None:
+        if peer.look(started_cell(self._slot)) != self._number:
+            raise CommunicationError("it has withdrawn it, after an error of its own")
+
+    def _until_read_by(self, peer: Peer) -> None:
+        cell = read_cell(self._slot, peer.rank, self._group.ranks)
+        self._until(lambda: self._group.board[cell] == self._number, peer, "finish")
 
     def _until(self, ready: Callable[[], bool], peer: Peer, what: str) -> None:
-        deadline = time.monotonic() + self._all.seconds
+        deadline = time.monotonic() + self._group.seconds
         looks, pause = 0, _SHORTEST
         while not _holds(ready):
             looks += 1
@@ -134,16 +151,22 @@ class Exchange:
                 continue
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST)
-            late = time.monotonic() > deadline
-            alive = _holds(lambda: peer.look(SECRET) is not None)
-            if (late or not alive) and not _holds(ready):
-                raise CommunicationError(self._why(peer, what, late and alive))
+            there, late = peer.is_there(), time.monotonic() > deadline
+            if (late or not there) and not _holds(ready):
+                seconds = f"in {self._group.seconds:g} s"
+                why = f"it did not {what} {seconds}" if there else f"it ended before it did {what}"
+                raise CommunicationError(f"{self._named(peer)}: {why}")
 
-    def _why(self, peer: Peer, what: str, late: bool) -> str:
-        which = f"rank {self._all.rank}: rank {peer.rank} of {self._all.ranks}, process {peer.pid}"
-        if late:
-            return f"{which}, did not {what} exchange {self._number} in {self._all.seconds:g} s"
-        return f"{which}, ended before it could {what} exchange {self._number}"
+    def _named(self, peer: Peer) -> str:
+        return (
+            f"exchange {self._number} of rank {self._group.rank} with rank {peer.rank} of "
+            f"{self._group.ranks}, process {peer.pid}"
+        )
+
+
+def _place(block: torch.Tensor) -> tuple[int, int]:
+    """The address of ``block``, and its bytes."""
+    return block.data_ptr(), block.numel() * block.element_size()
 
 
 def _holds(condition: Callable[[], bool]) -> bool:
@@ -152,3 +175,10 @@ def _holds(condition: Callable[[], bool]) -> bool:
         return condition()
     except CommunicationError:
         return False
+
+
+def exchange(outgoing: Rows, incoming: Rows, group: dist.ProcessGroup) -> list[Exchange]:
+    """The works of one exchange in ``group``, for which ``possible`` holds: see ``Exchange``."""
+    neighbours = neighbours_of(group)
+    assert neighbours is not None
+    return [Exchange(neighbours, outgoing, incoming)]

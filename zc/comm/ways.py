@@ -25,14 +25,14 @@ import torch
 import torch.distributed as dist
 
 from zc.comm import direct
+from zc.comm.direct import Rows
 
 TAG = 0x7A63  # "zc"
 _GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # before 2.13
 _C10D: Any = torch.ops._c10d_functional
 
 
-Rows = list[list[torch.Tensor]]  # of each tensor, one block for every rank
-Exchange = Callable[[Rows, Rows, dist.ProcessGroup], list[Any]]
+Mover = Callable[[Rows, Rows, dist.ProcessGroup], list[Any]]  # out, in: the works to wait for
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def gather_natively(shards: list[torch.Tensor], group: dist.ProcessGroup) -> Tra
 
 
 def gather_pairwise(
-    shards: list[torch.Tensor], group: dist.ProcessGroup, exchange: Exchange | None = None
+    shards: list[torch.Tensor], group: dist.ProcessGroup, move: Mover | None = None
 ) -> Transfer:
-    """Every rank sends its shards to every other one, by ``exchange``: messages if left out."""
+    """Every rank sends its shards to every other one, by ``move``: messages if left out."""
     n, rank = group.size(), group.rank()
     fulls = [_whole(shard, n) for shard in shards]
     blocks = [full.view(n, full.numel() // n) for full in fulls]
     outgoing = [[shard.view(-1)] * n for shard in shards]
-    works = (exchange or _messages)(outgoing, [list(b) for b in blocks], group)
+    works = (move or _messages)(outgoing, [list(b) for b in blocks], group)
     for block, shard in zip(blocks, shards, strict=True):
         block[rank].copy_(shard.view(-1))
     return Transfer(works, (n - 1) * sum(map(nbytes, shards)), fulls)
@@ -104,7 +104,7 @@ def transpose_all_to_all(fulls: list[torch.Tensor], group: dist.ProcessGroup) ->
 
 
 def transpose_pairwise(
-    fulls: list[torch.Tensor], group: dist.ProcessGroup, exchange: Exchange | None = None
+    fulls: list[torch.Tensor], group: dist.ProcessGroup, move: Mover | None = None
 ) -> Transfer:
     """As ``transpose_all_to_all``; this rank's own row is read where it is."""
     n, rank = group.size(), group.rank()
@@ -115,7 +115,7 @@ def transpose_pairwise(
             Blocks([*others[:rank], full[rank], *others[rank:]], torch.empty_like(full[0]))
         )
     outgoing = [list(full) for full in fulls]
-    works = (exchange or _messages)(outgoing, [b.of_ranks for b in found], group)
+    works = (move or _messages)(outgoing, [b.of_ranks for b in found], group)
     return Transfer(works, sum(nbytes(full) * (n - 1) // n for full in fulls), found)
 
 
@@ -151,11 +151,11 @@ WAYS: dict[str, dict[str, Way]] = {
     "all_gather": {
         "native": gather_natively,
         "pairwise": gather_pairwise,
-        "direct": partial(gather_pairwise, exchange=direct.exchange),
+        "direct": partial(gather_pairwise, move=direct.exchange),
     },
     "reduce_scatter": {
         "all_to_all": transpose_all_to_all,
         "pairwise": transpose_pairwise,
-        "direct": partial(transpose_pairwise, exchange=direct.exchange),
+        "direct": partial(transpose_pairwise, move=direct.exchange),
     },
 }
