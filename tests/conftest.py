@@ -1,7 +1,9 @@
-"""The golden fixture, ``--update-golden`` and the Hypothesis profiles."""
+"""The golden fixture, ``--update-golden``, the Hypothesis profiles and the order of files."""
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from golden_helper import golden_base, golden_difference
@@ -14,6 +16,19 @@ settings.load_profile("ci" if os.environ.get("CI") else "zc")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a ``timeout`` of their own first, the longest before the others.
+
+    Workers take files from the front: where a long one came last, all but one would wait for it.
+    """
+    longest: dict[Path, float] = defaultdict(float)
+    for item in items:
+        for mark in item.iter_markers("timeout"):
+            longest[item.path] = max(longest[item.path], mark.args[0])
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @pytest.fixture

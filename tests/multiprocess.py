@@ -50,7 +50,7 @@ class Outcome:
 
 
 def run_ranks(
-    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 60, fresh: bool = False
+    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, fresh: bool = False
 ) -> list[Any]:
     """Run ``fn(rank, world, *args)`` on ``world`` gloo ranks and return their results by rank."""
     outcomes = outcomes_of(fn, world, *args, timeout=timeout, fresh=fresh)
@@ -61,7 +61,7 @@ def run_ranks(
 
 
 def outcomes_of(
-    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 60, fresh: bool = False
+    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, fresh: bool = False
 ) -> list[Outcome]:
     """As ``run_ranks``, but failures are returned: for tests of what ranks do when one dies."""
     with tempfile.TemporaryDirectory() as folder:

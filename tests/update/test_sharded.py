@@ -23,6 +23,7 @@ REDUCED = {  # absolute, of numbers near 1
     "muon": 2e-3,  # which iterates in bf16, 8 bits, from a norm that may differ in the last one
 }
 OPTIMIZERS = ELEMENTWISE | WHOLE
+pytestmark = pytest.mark.timeout(700)  # the first test waits for all optimizers, on all ranks
 
 
 class Beside:
