@@ -27,11 +27,14 @@ class Case:
     executor: str = "interpret"
 
 
-GPT = [*(Case("gpt", stage) for stage in range(4)), Case("gpt", 2, "inductor")]
-SHORT = [*GPT, Case("llama", 0), Case("llama", 3)]
+SHORT = [
+    *(Case("gpt", stage) for stage in (0, 1, 3)),
+    Case("gpt", 2, "inductor"),
+    Case("llama", 3),
+]
 REST = [
-    Case("llama", 1),
-    Case("llama", 2),
+    Case("gpt", 2),
+    *(Case("llama", stage) for stage in (0, 1, 2)),
     Case("gpt", 3, "inductor"),
     Case("llama", 3, "inductor"),
 ]

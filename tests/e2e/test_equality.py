@@ -17,7 +17,7 @@ from multiprocess import run_ranks
 
 WORLDS, STAGES, LEVELS = (2, 4), (0, 1, 2, 3), (1, 2)
 EXECUTORS, CLIPS = ("interpret", "inductor"), (False, True)
-SAMPLED = ("conv", "gpt", "llama", "mixtral")  # in every pair of choices; other models once
+SAMPLED = ("conv", "gpt", "llama")  # in every pair of choices; other models once
 DIMENSIONS = (SAMPLED, WORLDS, STAGES, LEVELS, EXECUTORS, CLIPS)
 
 LOSS = 1e-5  # relative; same operations, gradients summed in another order on 4 ranks
@@ -91,7 +91,8 @@ def _different_bits(by_rank: list[list[Deviation]]) -> list[str]:
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_pairwise_sample_trains_as_ddp(world: int) -> None:
     configs = [c for c in sample() if c.world == world]
-    check(run_ranks(ranks, world, configs, timeout=1700, fresh=True))
+    # Pythons of their own, with sets of another order, on two ranks alone: each costs seconds
+    check(run_ranks(ranks, world, configs, timeout=1700, fresh=world == 2))
 
 
 @pytest.mark.matrix

@@ -1,13 +1,12 @@
 """The benchmark of cold and warm starts: its table, and a start of a tiny model."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_runs import BENCHMARKS, benchmarks_on_path
+from benchmark_runs import benchmarks_on_path
 
 
 @pytest.fixture(autouse=True)
@@ -31,23 +30,26 @@ def test_medians_and_parts():
     assert lines[-1] == "| zc, zero3 | Inductor | 20.00 | 0.00 |"
 
 
-def test_a_tiny_start(tmp_path: Path):
-    command = [
-        sys.executable, str(BENCHMARKS / "cold_start.py"), "--layers=1", "--width=32", "--length=4",
-        "--ranks=2", "--executor=interpret", "--processes=2", "--systems", "zc, zero3",
-        f"--out={tmp_path}",
+def test_a_tiny_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import cold_start
+
+    options = [
+        "--layers=1", "--width=32", "--length=4", "--ranks=2", "--executor=interpret",
+        "--processes=2", "--systems", "zc, zero3", f"--out={tmp_path}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    assert "| zc, zero3 |" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["cold_start.py", *options])
+    cold_start.main()
+    assert "| zc, zero3 |" in capsys.readouterr().out
     ((cold, warm),) = json.loads((tmp_path / "cold_start.json").read_text())["zc, zero3"]
     assert cold["compiled"] == warm["compiled"] == 0
     assert {"Dynamo", "capture", "verification", "AOTAutograd"} <= set(warm["parts"])
 
 
-def test_a_start_that_fails():
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "cold_start.py"), "--width=8", "--systems", "zc, zero3"],
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.endswith("zc, zero3 failed\n")
+def test_a_start_that_fails(tmp_path: Path):
+    import cold_start
+
+    args = cold_start.parse_arguments(["--width=8"])
+    with pytest.raises(SystemExit, match=r"^zc, zero3 failed$"):
+        cold_start.start("zc, zero3", args, str(tmp_path))
