@@ -1,11 +1,12 @@
-"""The golden fixture, ``--update-golden``, the Hypothesis profiles and the order of files."""
+"""Fixtures of all tests, ``--update-golden``, the Hypothesis profiles and the order of files."""
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from golden_helper import golden_base, golden_difference
 from hypothesis import settings
 
@@ -29,6 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark in item.iter_markers("timeout"):
             longest[item.path] = max(longest[item.path], mark.args[0])
     items.sort(key=lambda item: -longest[item.path])
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing is compiled yet, and random numbers begin anew."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What zc relies on in torch's private interfaces; each test names the versions it was tried on."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,7 @@ from zc import torch_private
 aten: Any = torch.ops.aten
 ROUNDING = 1e-6  # Inductor's sine and sum are not ATen's
 Backend = Callable[[fx.GraphModule, list[Any]], Any]
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def test_torch_version():

@@ -1,6 +1,6 @@
 """What zc relies on in the graphs of Dynamo and AOTAutograd, with the versions tried."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,13 +15,7 @@ from zc import torch_private
 aten: Any = torch.ops.aten
 ROUNDING = 1e-6  # Inductor's sine and sum are not ATen's
 Backend = Callable[[fx.GraphModule, list[Any]], Any]
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 class Tower(nn.Module):

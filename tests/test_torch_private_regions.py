@@ -4,7 +4,6 @@ Each test names the versions it was tried on.
 """
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,7 @@ from zc import torch_private
 from zc.errors import ExecutionError
 from zc.torch_private.kernel_files import loading_kernels
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def sums(x: torch.Tensor) -> tuple[torch.Tensor, ...]:

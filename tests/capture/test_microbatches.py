@@ -1,7 +1,7 @@
 """``zc.microbatches`` as capture sees it: the loop, and functions that cannot be its body."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,7 @@ from zc.errors import CaptureError
 from zc.verify import verify
 
 X, Y = torch.ones(8, 4), torch.zeros(8, dtype=torch.int64)
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 class Net(nn.Module):

@@ -1,6 +1,6 @@
 """Random ops become functions of a seed: captured, drawn again alike, and spread as they should."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -34,12 +34,7 @@ DRAWS: dict[str, tuple[Draw, float, float]] = {
     "randint_like from": (lambda x: torch.randint_like(x, 5, 10) * x, 7.0, 2**0.5),
 }
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("name", DRAWS)

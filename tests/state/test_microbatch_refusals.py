@@ -1,6 +1,5 @@
 """What ``zc.microbatches`` refuses, eagerly and in a compiled step, with the whole message."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,13 +9,7 @@ from torch import nn
 import zc
 from zc.errors import MicrobatchError
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 WEIGHT = nn.Parameter(torch.ones(4))

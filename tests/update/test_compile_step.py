@@ -1,7 +1,6 @@
 """``torch.compile(optimizer.step, backend="zero")`` and ``zc.compile_step`` beside eager steps."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,13 +17,7 @@ OPTIMIZERS: dict[str, Make] = (
     | {"adamw fused": of("AdamW", fused=True), "adam foreach": of("Adam", foreach=True)}
 )
 FUSED_ROUNDING = 1e-6  # torch's fused AdamW rounds otherwise than its formula
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -1,6 +1,5 @@
 """Optimizer steps that cannot be compiled, each with the whole message."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,12 +12,7 @@ from update.step_pairs import COMPILED, WAYS, Pair
 import zc
 from zc.errors import CaptureError, ShardError
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def refusal_of(optimizer: Any, way: str) -> str:
