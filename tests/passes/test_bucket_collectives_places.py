@@ -13,17 +13,15 @@ from buckets import (
     mixed,
     squares,
 )
-from multiprocess import fake_world
-from torch import fx, nn
+from torch import fx
 from tracing import physical, program_of
+from turns import two_turns
 
-from zc.inspection import capture
 from zc.program.collectives import collectives_of, is_wait
 from zc.program.edit import Editor
 from zc.program.loops import loop_by_node
 from zc.program.program import Program
 from zc.program.stamps import FORWARD
-from zc.state.shard import shard
 
 aten: Any = torch.ops.aten
 
@@ -114,17 +112,6 @@ def test_nothing_crosses_the_border_of_a_loop(zero_stage: int):
 
 def test_each_turn_gathers_for_itself():
     """Forward, backward, forward, backward in one step: no bucket reaches from one to the next."""
-    with fake_world(2):
-        model = shard(nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 8, bias=False)))
-
-        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            first = model(x).sum()
-            first.backward()
-            second = model(y).sum()
-            second.backward()
-            return first.detach() + second.detach()
-
-        passes = [{"shard_params": {"zero_stage": 3}}, "bucket_collectives"]
-        program = capture(step, torch.ones(2, 8), torch.ones(2, 8), passes=passes)
+    program = two_turns([{"shard_params": {"zero_stage": 3}}, "bucket_collectives"])
     gathers = [(phase, names) for op, phase, names in buckets(program) if op == "all_gather"]
     assert gathers.count((FORWARD, ("0.weight", "1.weight"))) == 2

@@ -8,21 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multiprocess import fake_world
 from random_losses import RandomLoss, assert_same_bits, random_losses
-from torch import fx, nn
+from torch import fx
 from tracing import Shapes, physical, program_of, random_inputs
+from turns import two_turns
 from zc.passes.shard_params import ShardParams
 
 from zc.errors import PipelineError
-from zc.inspection import capture
 from zc.program.analysis import parameter_sources
 from zc.program.collectives import collectives_of, is_collective, is_wait
 from zc.program.program import Program
 from zc.program.stamps import BACKWARD, stamp_of
 from zc.program.units import Bytes
 from zc.run.lockstep import lockstep
-from zc.state.shard import shard
 from zc.verify import verify
 
 MLP: Shapes = {"w0": (32, 8), "w1": (32, 16)}
@@ -234,16 +232,5 @@ def test_errors(name: str):
 
 def test_each_of_two_losses_gathers_for_itself(golden: Any) -> None:
     """Forward, backward, forward, backward in one step: nothing gathered lives through a turn."""
-    with fake_world(2):
-        model = shard(nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 8, bias=False)))
-
-        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            first = model(x).sum()
-            first.backward()
-            second = model(y).sum()
-            second.backward()
-            return first.detach() + second.detach()
-
-        passes = [{"shard_params": {"zero_stage": 3}}, "shard_update", "clean_graph"]
-        program = capture(step, torch.ones(2, 8), torch.ones(2, 8), passes=passes)
+    program = two_turns([{"shard_params": {"zero_stage": 3}}, "shard_update", "clean_graph"])
     golden(str(program).partition("\n")[2], ".ir")
