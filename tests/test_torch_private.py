@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from zc import torch_private
 
@@ -48,6 +48,40 @@ def test_is_fake():
         fake = torch.empty(2)
     assert torch_private.is_fake(fake)
     assert not torch_private.is_fake(torch.empty(2))
+
+
+def test_fake_strided():
+    """Tried on 2.13: what ops return is made without running them."""
+    mode = torch_private.fake_mode_of([])
+    plain: Any = (4, 2), (1, 4), torch.bfloat16, torch.device("cpu")
+    made = torch_private.fake_strided(mode, *plain)
+    assert torch_private.is_fake(made)
+    assert (made.shape, made.stride(), made.dtype, made.device) == plain
+    row = torch_private.fake_strided(mode, (2,), (4,), *plain[2:], within=(made, 3))
+    with mode:
+        assert row.storage_offset() == made[3].storage_offset() == 3
+        assert row.stride() == made[3].stride()
+    assert row.untyped_storage()._cdata == made.untyped_storage()._cdata
+
+
+def test_known_value():
+    """Tried on 2.13: torch remembers the value of a tensor made from a number."""
+    with torch_private.fake_mode_of([]):
+        constant = torch.ops.aten.lift_fresh_copy(torch.tensor(2.0))
+        other = torch.empty(2)
+    assert torch_private.known_value(constant) is not None
+    assert torch_private.known_value(other) is None
+
+
+def test_has_symbols():
+    """Tried on 2.13."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    dynamic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    value = mode.from_tensor(torch.empty(3, 4), symbolic_context=dynamic)
+    assert torch_private.has_symbols(value)
+    assert not torch_private.has_symbols(mode.from_tensor(torch.empty(3, 4), static_shapes=True))
+    with mode:
+        assert torch_private.has_symbols(torch.empty(9)[value.shape[0] :][:2])
 
 
 def test_without_fake_tensor_logs(caplog: pytest.LogCaptureFixture):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from zc import torch_private
 from zc.program.nodes import tensors_of, value_of
 from zc.program.storages import storages_of
 from zc.program.types import is_static
@@ -24,7 +25,7 @@ _PLAIN = frozenset((
 ))  # fmt: skip
 
 
-class _Unlike(Exception):
+class Unlike(Exception):
     """Nothing follows from other nodes: a size is a symbol, an argument of an unknown kind."""
 
 
@@ -37,13 +38,22 @@ class Alike:
 
     def key(self, node: fx.Node) -> Hashable | None:
         """What ``node`` has in common with nodes that are alike; ``None`` where it is like none."""
-        if not isinstance(node.target, torch._ops.OpOverload):
-            return None
         try:
-            arguments = self._argument(node.args), self._argument(node.kwargs)
-            return node.target, arguments, self._value(node), _aliases(node)
-        except _Unlike:
+            return self._call(node), self._value(node), _aliases(node)
+        except Unlike:
             return None
+
+    def call(self, node: fx.Node) -> Hashable | None:
+        """The same without the result of ``node``: what the result follows from."""
+        try:
+            return self._call(node), tuple(_numbered(node)[1])
+        except Unlike:
+            return None
+
+    def _call(self, node: fx.Node) -> Hashable:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            raise Unlike
+        return node.target, self._argument(node.args), self._argument(node.kwargs)
 
     def _argument(self, value: Any) -> Hashable:
         if isinstance(value, fx.Node):
@@ -54,7 +64,7 @@ class Alike:
             return tuple(map(self._argument, value))
         if isinstance(value, dict):
             return tuple((name, self._argument(item)) for name, item in value.items())
-        raise _Unlike
+        raise Unlike
 
     def _value(self, node: fx.Node) -> Hashable:
         value = value_of(node)
@@ -65,35 +75,47 @@ class Alike:
 
     def _type(self, value: Any) -> Hashable:
         if isinstance(value, torch.Tensor):
-            return self._types.setdefault(_described(value), len(self._types))
+            return self._types.setdefault(described(value), len(self._types))
         if isinstance(value, (list, tuple)):
             return "several", *map(self._type, value)
         if value is None or is_number(value):
             return type(value), repr(value)
-        raise _Unlike
+        raise Unlike
 
 
 def _aliases(node: fx.Node) -> Hashable:
     """Which operands share storage, and which of them the result lies in; -1 for none."""
+    numbers, operands = _numbered(node)
+    return (*operands, *(numbers.get(key, -1) for key in _storages(node)))
+
+
+def _numbered(node: fx.Node) -> tuple[dict[int, int], list[int]]:
+    """The storages of the operands of ``node`` by number, and the numbers tensor by tensor."""
     numbers: dict[int, int] = {}
     sources = node.all_input_nodes
-    operands = [numbers.setdefault(k, len(numbers)) for s in sources for k in _storages(s)]
-    return (*operands, *(numbers.get(key, -1) for key in _storages(node)))
+    return numbers, [numbers.setdefault(k, len(numbers)) for s in sources for k in _storages(s)]
 
 
 def _storages(node: fx.Node) -> list[int]:
     """The storages of the value of ``node``, one for each of its tensors."""
     keys = list(storages_of(node))
     if len(keys) > 1 and len(keys) != len(tensors_of(node)):
-        raise _Unlike
+        raise Unlike
     return keys
 
 
-def _described(tensor: torch.Tensor) -> Hashable:
+def described(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """All that an op sees of the type of ``tensor``.
+
+    Raises:
+        Unlike: where sizes are symbols, or torch knows values besides the type.
+    """
     if tensor.layout is not torch.strided or not is_static(tensor):
-        raise _Unlike
+        raise Unlike
+    if torch_private.known_value(tensor) is not None:
+        raise Unlike
     where = tensor.storage_offset(), tensor.untyped_storage().nbytes()
     if not all(isinstance(number, int) for number in where):
-        raise _Unlike  # a view of fixed size of something that has none
+        raise Unlike  # a view of fixed size of something that has none
     flags = tensor.requires_grad, tensor.is_conj(), tensor.is_neg()
     return type(tensor), tensor.shape, tensor.stride(), where, tensor.dtype, tensor.device, flags

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from zc.program.derived import derivations_of
 from zc.program.nodes import set_input
 from zc.program.program import Program
 from zc.program.stamps import Stamp, set_stamp, stamp_of
 from zc.program.tables import Input, State
-from zc.program.types import derive
 from zc.program.updates import NUMBER
 
 
@@ -51,13 +51,14 @@ class Editor:
         """
         name = name or default_name(target, self.stamp.param)
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
-        node.meta["val"] = derive(node, self.program.fake_mode)
+        node.meta["val"] = self.derive(node)
         set_stamp(node, self.stamp)
         return node
 
     def derive(self, node: fx.Node) -> Any:
         """The type of ``node``, which stands in the graph already."""
-        return derive(node, self.program.fake_mode)
+        mode = self.program.fake_mode
+        return derivations_of(mode).type_of(node, mode)
 
     @contextmanager
     def _stamped(self, node: fx.Node, stamp: dict[str, Any]) -> Iterator[None]:

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 from torch import fx
 
 from zc.program.alike import Alike
+from zc.program.derived import derivations_of
 from zc.program.nodes import value_of
 from zc.program.program import Program
 from zc.program.storages import storages_of
-from zc.program.types import derive, has_unbacked
+from zc.program.types import has_unbacked
 
 
 def retype(program: Program, graph: fx.Graph) -> None:
@@ -38,7 +39,7 @@ def _settle(
     if key is not None and key in right:
         return
     old = value_of(node)
-    node.meta["val"] = derive(node, program.fake_mode)
+    node.meta["val"] = derivations_of(program.fake_mode).type_of(node, program.fake_mode)
     if key is not None and alike.key(node) == key:
         node.meta["val"] = old
         right.add(key)

@@ -7,6 +7,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from zc import torch_private
 from zc.program.collectives import WAIT
 from zc.program.nodes import value_of
 from zc.program.program import Program
@@ -63,6 +64,8 @@ def _storages(value: Any) -> set[int]:
 
 def has_unbacked(value: Any) -> bool:
     """True when a size in ``value`` depends on data, so that running the op again renames it."""
+    if isinstance(value, torch.Tensor):
+        return torch_private.has_symbols(value) and _is_unbacked(value)
     items = value if isinstance(value, (tuple, list)) else [value]
     return any(_is_symbolic(item) and _is_unbacked(item) for item in items)
 
@@ -76,7 +79,7 @@ def _is_symbolic(item: Any) -> bool:
 
 def is_static(tensor: torch.Tensor) -> bool:
     """Whether all sizes, strides and the offset of ``tensor`` are numbers."""
-    return _plain((*tensor.shape, *tensor.stride(), tensor.storage_offset()))
+    return not torch_private.has_symbols(tensor)
 
 
 def _is_unbacked(item: Any) -> bool:

@@ -30,7 +30,15 @@ from zc.torch_private.dynamo import (
     trace_again_if_needed,
     trace_backward,
 )
-from zc.torch_private.fakes import fake_mode_of, is_composite, is_fake, without_fake_tensor_logs
+from zc.torch_private.fakes import (
+    fake_mode_of,
+    fake_strided,
+    has_symbols,
+    is_composite,
+    is_fake,
+    known_value,
+    without_fake_tensor_logs,
+)
 from zc.torch_private.frames import compiled_for, replace_frame
 from zc.torch_private.inductor import (
     compile_region,
@@ -65,9 +73,11 @@ __all__ = [
     "default_store",
     "dynamo_input_index",
     "fake_mode_of",
+    "fake_strided",
     "fake_world",
     "group_seconds",
     "has_cpp_compiler",
+    "has_symbols",
     "in_backward",
     "inductor_counts",
     "inductor_folder",
@@ -77,6 +87,7 @@ __all__ = [
     "is_fake",
     "is_tangent",
     "kernel_seconds",
+    "known_value",
     "load_region",
     "must_recompute",
     "never_compile_alone",

@@ -6,7 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
 
 
 def fake_mode_of(values: Sequence[Any]) -> FakeTensorMode:
@@ -31,6 +35,36 @@ def without_fake_tensor_logs() -> Iterator[None]:
 def is_fake(value: Any) -> bool:
     """Whether ``value`` is a fake tensor."""
     return isinstance(value, FakeTensor)
+
+
+def known_value(value: Any) -> Any:
+    """The tensor that torch remembers the value of fake tensor ``value`` by; mostly ``None``."""
+    return getattr(value, "constant", None)
+
+
+def fake_strided(
+    mode: FakeTensorMode,
+    size: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    within: tuple[torch.Tensor, int] | None = None,
+) -> torch.Tensor:
+    """A fake tensor as an op would return it, without running one.
+
+    It has a storage of its own, or lies in that of another fake tensor at an offset: ``within``.
+    """
+    with in_kernel_invocation_manager(mode):
+        shadow = torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        if within is not None:
+            owner, offset = within
+            shadow.set_(owner.untyped_storage(), offset, size, stride)  # type: ignore[call-overload]
+    return FakeTensor(mode, shadow, device)
+
+
+def has_symbols(tensor: torch.Tensor) -> bool:
+    """Whether a size, a stride or the offset of ``tensor`` is a symbol."""
+    return tensor._has_symbolic_sizes_strides
 
 
 def is_composite(op: str) -> bool:
