@@ -188,3 +188,23 @@ def test_the_memory_cap_holds_after_the_last_pass():
     assert str(caught.value).startswith("after pass 2, 'tidy': ")
     assert "the cap is 1" in str(caught.value)
     assert program.cap_bytes == 1
+
+
+@dataclass(frozen=True)
+class Idle(Pass):
+    def run(self, program: Program) -> None:
+        order = list(program.graph.nodes)
+        for node in order[1:-1]:  # there and back
+            order[-1].prepend(node)
+        program.notes.append("idle: left alone")
+
+
+def test_what_a_pass_left_as_it_was_is_not_verified_again(monkeypatch: pytest.MonkeyPatch):
+    found: list[tuple[bool, bool]] = []
+
+    def counted(program: Program, *, full: bool, capped: bool) -> None:
+        found.append((full, capped))
+
+    monkeypatch.setattr("zc.pipelines.manager.verify_program", counted)
+    run_passes(tiny_program(), pipeline_of(Idle(), Establish(), Idle(), Idle()))
+    assert found == [(True, False), (False, False), (True, True)]

@@ -6,6 +6,7 @@ run_passes(program, PassPipeline.builtin("zero3"), instruments=[Dump(folder)])
 import time
 from collections.abc import Callable, Sequence
 
+from zc import collection
 from zc.clock import spending
 from zc.cost.advice import Way, advise
 from zc.devices.default import default_device
@@ -19,9 +20,11 @@ from zc.pipelines.pipeline import PassPipeline
 from zc.program.copying import copy_program
 from zc.program.pass_base import Pass
 from zc.program.program import Program
+from zc.program.standing import Standing
 from zc.verify import verify as verify_program
 
 
+@collection.put_off()
 def run_passes(
     program: Program,
     pipeline: PassPipeline,
@@ -32,9 +35,10 @@ def run_passes(
 ) -> None:
     """Rewrite ``program`` in place with the passes of ``pipeline``.
 
-    The program is verified as it comes and after every pass; the types of all nodes are derived
-    anew at the beginning and at the end, in between only where something changed. Instruments are
-    called before the verifier, so that a dump shows the program that it refuses.
+    The program is verified as it comes, after every pass that changed it, and at the end; the types
+    of all nodes are derived anew at the beginning and at the end, in between only where something
+    changed. Instruments are called before the verifier, so that a dump shows the program that it
+    refuses.
 
     Args:
         program: as captured.
@@ -60,13 +64,15 @@ def run_passes(
             instrument.before_passes(program, passes)
     if verify:
         _verify(program, "before the first pass", full=True, capped=False)
+    standing = Standing(program)
     for index, item in enumerate(passes, start=1):
         seconds = _run_one(item, index, program)
         with spending("instruments"):
             for instrument in instruments:
                 instrument.after_pass(index, item, program, seconds)
         last = index == len(passes)
-        if verify:
+        before, standing = standing, Standing(program)
+        if verify and (last or standing != before):
             try:
                 _verify(program, f"after pass {index}, '{item.name}'", full=last, capped=last)
             except CapError as error:

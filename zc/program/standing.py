@@ -1,0 +1,55 @@
+"""What a program consists of at a moment, to tell later whether anything has changed since.
+
+    verified = Standing(program)
+    ...                                  # a pass that may have changed nothing
+    Standing(program) == verified
+
+Nodes, ops, arguments, types, stamps and table entries are compared as objects: whoever changes one
+puts another in its place, or another order. A standing holds all of them, so that no later object
+can be taken for one that is gone. Notes for dumps do not count.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from zc.program.program import Program
+
+_META = ("val", "zc", "zc_input")
+
+
+class Standing:
+    """The objects of a program, in order; equal for as long as it has the same ones."""
+
+    def __init__(self, program: Program) -> None:
+        self._objects = [*_nodes(program), *_tables(program)]
+        self._identities = list(map(id, self._objects))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Standing) and self._identities == other._identities
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _nodes(program: Program) -> Iterator[Any]:
+    for name, graph in program.graphs.items():
+        yield from (name, graph)
+        for node in graph.nodes:
+            meta = node.meta
+            yield from (node, node.target, node.args, node.kwargs)
+            yield from map(meta.get, _META)
+
+
+def _tables(program: Program) -> Iterator[Any]:
+    for field in fields(program):
+        value = getattr(program, field.name)
+        if field.name in ("graphs", "notes"):
+            continue
+        if isinstance(value, dict):
+            yield from value.keys()
+            yield from value.values()
+        elif isinstance(value, list):
+            yield from value
+        else:
+            yield value
+        yield field.name  # tables of other lengths do not run into each other
