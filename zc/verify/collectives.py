@@ -1,5 +1,6 @@
 """Collectives: axis and sizes are right, and each is waited for once, before it is read."""
 
+from functools import cache
 from operator import getitem
 from typing import Any
 
@@ -49,14 +50,19 @@ def check(program: Program) -> None:
 
 def _check_known(program: Program, node: fx.Node) -> None:
     """Every communicating op is in the table of collectives."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.name.split("::")[0] == _NAMESPACE:
+    if _communicates(node.target):
         raise refusal(
             program,
             node,
             f"%{node.name} communicates and is not in the table of collectives",
             "add its op to zc.program.collectives",
         )
+
+
+@cache
+def _communicates(target: Any) -> bool:
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.name.split("::")[0] == _NAMESPACE
 
 
 def _check_group(program: Program, node: fx.Node) -> None:

@@ -29,8 +29,9 @@ def check(program: Program) -> None:
         VerifyError: naming the gather's wait.
     """
     for graph in program.graphs.values():
-        live = _live_nodes(graph)
-        for node in graph.nodes:
+        waits = [node for node in graph.nodes if is_wait(node)]
+        live = _live_nodes(graph) if waits else set()
+        for node in waits:
             start = _gather_behind(node)
             param = program.params.get(stamp_of(node).param)
             if start is None or param is None or len(param.layouts) != 1 or _in_update(node):
@@ -52,8 +53,8 @@ def _in_update(node: fx.Node) -> bool:
 
 
 def _gather_behind(node: fx.Node) -> fx.Node | None:
-    """The all-gather that ``node`` waits for, if it does."""
-    start = start_of(node) if is_wait(node) else None
+    """The all-gather that the wait ``node`` is for, if it is."""
+    start = start_of(node)
     gathers = start is not None and COLLECTIVES[start.target].op == "all_gather"
     return start if gathers else None
 
@@ -103,12 +104,18 @@ def _operand_of(node: fx.Node, start: fx.Node) -> fx.Node:
     return operands[item.args[1]] if is_coalesced(start) else operands[0]
 
 
+def _ends(node: fx.Node) -> bool:
+    """Whether ``node`` is there for more than its value."""
+    if node.op == "output" or is_marker(node) or node.target is keep_number:
+        return True
+    return bool(written_operands(node))
+
+
 def _live_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose value reaches an output, a write or an optimizer."""
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        ends = node.op == "output" or is_marker(node) or node.target is keep_number
-        if node in live or ends or written_operands(node):
+        if node in live or _ends(node):
             live.add(node)
             live.update(node.all_input_nodes)
     return live

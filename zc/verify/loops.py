@@ -19,6 +19,8 @@ def check(program: Program) -> None:
     for graph in program.graphs.values():
         _check_marks(program, graph)
         loops = loop_by_node(graph)
+        if not loops:
+            continue
         older = {loop.begin: _storages_before(loop) for loop in loops_of(graph)}
         for node in graph.nodes:
             for source in node.all_input_nodes:

@@ -54,10 +54,12 @@ def check(program: Program) -> None:
         for node in graph.nodes:
             if node.op == "output":
                 continue
-            places[node] = _place(program, node, places)
+            place = places[node] = _place(program, node, places)
             _check_read(program, node, places)
-            _check_reduction(program, node, places)
-            _check_write(program, node, places, stored)
+            if place.reductions > 1:
+                _check_reduction(program, node)
+            if place.own and not place.reductions:
+                _check_write(program, node, stored)
         if len(program.graphs) == 1:
             _check_gradients(program, places)
 
@@ -110,6 +112,8 @@ def is_gradient_reduction(node: fx.Node) -> bool:
 
 def _check_read(program: Program, node: fx.Node, places: Places) -> None:
     """The user's own forward and backward nodes never see a shard at rest."""
+    if not any([places[source].shard for source in node.all_input_nodes]):
+        return
     stamp = stamp_of(node)
     if node.op != "call_function" or node.target is PARAM or stamp.phase == UPDATE:
         return
@@ -127,17 +131,14 @@ def _check_read(program: Program, node: fx.Node, places: Places) -> None:
             raise refusal(program, node, what, remedy)
 
 
-def _check_reduction(program: Program, node: fx.Node, places: Places) -> None:
-    if places[node].reductions > 1 and is_gradient_reduction(node):
+def _check_reduction(program: Program, node: fx.Node) -> None:
+    if is_gradient_reduction(node):
         what = f"%{node.name} reduces a value that was reduced before"
         raise refusal(program, node, what, "reduce each gradient once")
 
 
-def _check_write(program: Program, node: fx.Node, places: Places, stored: dict[int, str]) -> None:
+def _check_write(program: Program, node: fx.Node, stored: dict[int, str]) -> None:
     """What is written to a parameter is not one rank's own, unless it holds a reduced gradient."""
-    place = places[node]
-    if not place.own or place.reductions:
-        return
     for key in (k for target in written_operands(node) for k in storages_of(target)):
         if key in stored and _ranks_of(program, stored[key]) > 1:
             what = (

@@ -48,8 +48,8 @@ def check(program: Program, *, full: bool = True) -> None:
             if node.op != "call_function":
                 _own(owners, node)
                 continue
-            evidence = _Evidence(node)
-            if full or node.meta.get(_VERIFIED) != evidence:
+            evidence = _evidence(node)
+            if full or not _same(node.meta.get(_VERIFIED), evidence):
                 key = alike.key(node)
                 if key is None or key not in right:
                     _check_node(program, node)
@@ -157,19 +157,16 @@ def _storage_of(node: fx.Node | None) -> str:
 
 def _check_fresh(program: Program, node: fx.Node, owners: dict[int, fx.Node]) -> None:
     """A storage that comes from no operand belongs to no earlier value."""
-    own = storages_of(node)
-    theirs = [storages_of(source) for source in node.all_input_nodes]
-    for key in own:
-        if any(key in storages for storages in theirs):
-            continue
-        if key in owners:
+    for key in storages_of(node):
+        if key not in owners:  # as are those of all operands
+            owners[key] = node
+        elif not any(key in storages_of(source) for source in node.all_input_nodes):
             raise refusal(
                 program,
                 node,
                 f"%{node.name} shares the storage of %{owners[key].name}, which it does not read",
                 "derive the type (Editor.call, retype); never copy meta",
             )
-        owners[key] = node
 
 
 def _own(owners: dict[int, fx.Node], node: fx.Node) -> None:
@@ -198,21 +195,14 @@ def _full_type(value: Any) -> str:
     return text if value.device.type == "cpu" else f"{text} on {value.device}"
 
 
-class _Evidence:
+def _evidence(node: fx.Node) -> tuple[Any, ...]:
     """What a node's type follows from, and the type: objects, each compared by identity.
 
     A pass that changes an op, its arguments or a type puts another object in its place.
     """
+    types = map(value_of, node.all_input_nodes)
+    return (node.target, node.args, node.kwargs, value_of(node), *types)
 
-    __slots__ = ("objects",)
 
-    def __init__(self, node: fx.Node) -> None:
-        types = map(value_of, node.all_input_nodes)
-        self.objects = (node.target, node.args, node.kwargs, value_of(node), *types)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Evidence) or len(self.objects) != len(other.objects):
-            return False
-        return all(map(is_, self.objects, other.objects))
-
-    __hash__ = None  # type: ignore[assignment]
+def _same(before: tuple[Any, ...] | None, after: tuple[Any, ...]) -> bool:
+    return before is not None and len(before) == len(after) and all(map(is_, before, after))
