@@ -28,7 +28,6 @@ from zc.cost.slack import Clock, Search
 from zc.cost.trial import Trial, device_of, memory_limit
 from zc.cost.windows import Window, latest
 from zc.program.collectives import COLLECTIVES, is_collective, is_wait, waits_of
-from zc.program.liveness import memory_timeline
 from zc.program.nodes import is_view
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Group, Places, move, places_of
@@ -66,11 +65,10 @@ class DelayReductions(Pass):
         if not movable:
             program.notes.append(f"{self.name}: left alone: no reduction can be waited for later")
             return
-        timeline = memory_timeline(program.graph, fused=program.fused)
-        live = [point.live_bytes for point in timeline]
+        trial = Trial(program, device)
+        live = trial.live
         largest = max(tail.window.nbytes for tail in movable)
         limit = memory_limit(program, max(live), self.memory, 2 * largest)
-        trial = Trial(program, device)
 
         def place(room: int) -> list[Group]:
             late = latest([tail.window for tail in tails], live, room, places)

@@ -82,7 +82,7 @@ class KeepGathered(Pass):
         timeline = memory_timeline(program.graph, fused=program.fused)
         live = [point.live_bytes for point in timeline]
         limit = memory_limit(program, max(live), self.memory, 0)
-        before, room = simulate(program, device, memory=False), limit
+        room = limit
         for _ in range(_TRIES):
             chosen = choose(repeats, live, room)
             if not chosen:
@@ -93,7 +93,7 @@ class KeepGathered(Pass):
             if over <= 0:
                 break
             room -= over  # regions are others without the gathers, and hold other values
-        after = simulate(rehearsed, device, memory=False)
+        before, after = (simulate(p, device, memory=False) for p in (program, rehearsed))
         if over > 0 or not shorter(after, before):
             return idle_note("keeping parameters gathered", limit)
         keep(program, chosen, self.name)

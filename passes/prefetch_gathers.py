@@ -33,7 +33,6 @@ from zc.cost.windows import Window, earliest
 from zc.program.analysis import is_random
 from zc.program.collectives import COLLECTIVES, is_collective
 from zc.program.effects import is_effect
-from zc.program.liveness import memory_timeline
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Group, Places, move, places_of
 from zc.program.program import Program
@@ -66,11 +65,10 @@ class PrefetchGathers(Pass):
         if not movable:
             program.notes.append(f"{self.name}: left alone: there is no gather to move")
             return
-        timeline = memory_timeline(program.graph, fused=program.fused)
-        live = [point.live_bytes for point in timeline]
+        trial = Trial(program, device)
+        live = trial.live
         largest = max(issue.window.nbytes for issue in movable)
         limit = memory_limit(program, max(live), self.memory, 2 * largest)
-        trial = Trial(program, device)
 
         def place(room: int) -> Plan:
             plan = Planner(program, device, places, trial, live, room).best(issues)

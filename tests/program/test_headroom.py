@@ -11,7 +11,7 @@ from tracing import physical, program_of
 
 from zc.program.edit import Editor
 from zc.program.headroom import Headroom, LeastTree
-from zc.program.liveness import memory_timeline, storage_lives
+from zc.program.liveness import lives_of, memory_timeline
 from zc.program.nodes import tensors_of
 from zc.program.storages import storages_of
 
@@ -40,14 +40,14 @@ def test_lives_add_up_to_live_bytes():
 
     graph = physical(program_of(loss, {"w0": (8, 4), "w1": (8, 4)}, {"x": (4, 4)})).graph
     order = {node: i for i, node in enumerate(graph.nodes)}
-    lives, sizes = storage_lives(graph), {}
+    lives, sizes = lives_of(graph), {}
     for node in graph.nodes:
         sizes |= storages_of(node)
     inputs = {k for n in graph.find_nodes(op="placeholder") for k in storages_of(n)}
     held = sum(sizes[key] for key in inputs)
     for point in memory_timeline(graph):
         at = order[point.node]
-        live = [k for k, (a, b) in lives.items() if order[a] <= at <= order[b] and k not in inputs]
+        live = [k for k, x in lives.items() if x.first <= at <= x.last and k not in inputs]
         scratch = point.live_bytes - held - sum(sizes[key] for key in live)
         assert scratch == 0 or "grad" in point.node.name
 

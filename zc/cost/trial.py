@@ -15,7 +15,7 @@ from zc.cost.device import Device
 from zc.cost.simulate import Timeline, simulate
 from zc.cost.times import node_seconds, works_of
 from zc.errors import PipelineError
-from zc.program.liveness import peak_bytes
+from zc.program.liveness import memory_timeline, peak_bytes
 from zc.program.places import put_back
 from zc.program.program import Program
 from zc.program.units import Bytes
@@ -30,6 +30,7 @@ class Trial:
 
     Attributes:
         before: the step as it was.
+        live: live bytes at each of its nodes.
     """
 
     def __init__(self, program: Program, device: Device) -> None:
@@ -37,7 +38,11 @@ class Trial:
         self._order = list(program.graph.nodes)
         self._works = works_of(program.graph)
         self._costs = self._seconds()
-        self.before, self._peak = self.timeline(), self._peak_now()
+        self.before = self.timeline()
+        timeline = memory_timeline(program.graph, fused=program.fused)
+        self.live = [point.live_bytes for point in timeline]
+        self._peak = max(self.live, default=0)
+        self._last = self._order, self._peak
 
     def timeline(self) -> Timeline:
         """The step as its nodes stand, each of which takes what it took before the rewrite."""
@@ -76,7 +81,10 @@ class Trial:
         return max(0, self._peak_now() - max(limit, self._peak))
 
     def _peak_now(self) -> int:
-        return peak_bytes(self._program.graph, fused=self._program.fused)
+        order = list(self._program.graph.nodes)
+        if order != self._last[0]:
+            self._last = order, peak_bytes(self._program.graph, fused=self._program.fused)
+        return self._last[1]
 
     def settle(self, name: str, done: str, doing: str, limit: int) -> None:
         """Keep the rewrite of pass ``name`` if the step is shorter and fits, else undo it; note it.

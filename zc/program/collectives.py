@@ -129,14 +129,17 @@ COLLECTIVES: dict[Any, CollectiveSpec] = {
 }
 
 
+_STARTS = frozenset(map(id, COLLECTIVES))  # ops are hashed by Python code, which takes longer
+
+
 def is_collective(node: fx.Node) -> bool:
     """True for a node that starts a collective."""
-    return node.op == "call_function" and node.target in COLLECTIVES
+    return id(node.target) in _STARTS
 
 
 def is_wait(node: fx.Node) -> bool:
     """True for a node that waits for one."""
-    return node.op == "call_function" and node.target is WAIT
+    return node.target is WAIT
 
 
 def start_of(wait: fx.Node) -> fx.Node | None:

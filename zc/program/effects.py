@@ -4,6 +4,7 @@ A collective, a wait, a write, a higher-order op, a number that the loop compute
 """
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -17,21 +18,28 @@ from zc.program.rounding import ROUND_STOCHASTIC
 from zc.program.types import has_unbacked
 from zc.program.updates import is_number
 
+_STAYS: dict[Any, bool] = {}  # by op
+
 
 def is_effect(node: fx.Node) -> bool:
     """Whether ``node`` must stay where the passes put it."""
-    if is_collective(node) or is_wait(node):
-        return True
-    if node.target in (OWN_BLOCK, ACCUMULATOR, ROUND_STOCHASTIC):
-        return True
-    if is_count(node) or any(is_number(value_of(n)) for n in node.all_input_nodes):
+    stays = _STAYS.get(node.target)
+    if stays is None:
+        stays = _STAYS[node.target] = _stays(node)
+    if stays or is_count(node) or any([is_number(value_of(n)) for n in node.all_input_nodes]):
         return True
     if node.target is operator.getitem:
         source = node.args[0]
         return isinstance(source, fx.Node) and is_effect(source)
+    return isinstance(node.target, torch._ops.OpOverload) and has_unbacked(value_of(node))
+
+
+def _stays(node: fx.Node) -> bool:
+    """Whether all calls of the op of ``node`` are effects, whatever their arguments."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return isinstance(node.target, torch._ops.HigherOrderOperator)
-    return acts(node) or has_unbacked(value_of(node))
+    listed = node.target in (OWN_BLOCK, ACCUMULATOR, ROUND_STOCHASTIC)
+    return listed or is_collective(node) or is_wait(node) or acts(node)
 
 
 def is_count(node: fx.Node) -> bool:

@@ -20,16 +20,17 @@ out. So are the few bytes for each row that a normalisation keeps while its kern
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from zc.program.collectives import hint
 from zc.program.effects import is_count, is_effect
 from zc.program.loops import BEGIN, loop_by_node
 from zc.program.nodes import is_view, tensors_of
+from zc.program.storages import storages_of
 
 aten: Any = torch.ops.aten
 VIEW, INLINE, LOOP, SCATTER, CALL = "view", "inline", "loop", "scatter", "call"
@@ -52,10 +53,18 @@ _IN_ORDER = frozenset({
     "_log_softmax", "_log_softmax_backward_data", "_softmax", "_softmax_backward_data",
     "_unsafe_view", "view",
 })  # fmt: skip
+_KINDS: dict[Any, str] = {}  # by op
 
 
 def kind_of(node: fx.Node) -> str:
     """What Inductor makes of ``node``: a view, a value inlined, a loop, a scatter or a call."""
+    kind = _KINDS.get(node.target)
+    if kind is None:
+        kind = _KINDS[node.target] = _kind_of_op(node)
+    return kind
+
+
+def _kind_of_op(node: fx.Node) -> str:
     name, target = _name(node), node.target
     if is_view(node) or name == "_unsafe_view":
         return VIEW
@@ -191,11 +200,12 @@ def fused_lives(graph: fx.Graph) -> Lives:
 def _last_reads(graph: fx.Graph, fusion: Fusion) -> dict[fx.Node, int]:
     """Place of the node that reads each computed value last, itself or what was inlined of it."""
     order, loops = fusion.order, loop_by_node(graph)
+    inlined, kinds = fusion.inlined, fusion.kinds
     found: dict[fx.Node, int] = {}
     through: dict[fx.Node, int] = {}  # where what a node reads has been read
 
     def read_at(value: fx.Node, reader: fx.Node) -> int:
-        loop = loops.get(reader)
+        loop = loops.get(reader) if loops else None
         if loop is not None and loops.get(value) is not loop:
             return order[loop.end]
         return through.get(reader, order[reader])
@@ -203,13 +213,15 @@ def _last_reads(graph: fx.Graph, fusion: Fusion) -> dict[fx.Node, int]:
     for node in reversed(graph.nodes):
         if node.op != "call_function":
             continue
-        places = {reader: read_at(node, reader) for reader in node.users}
-        everything = max(places.values(), default=order[node])
-        lazy = node in fusion.inlined or fusion.kinds.get(node) == VIEW
-        through[node] = everything if lazy else order[node]
-        items = (r for r in places if r.target is operator.getitem)
-        places |= {item: order[item] for item in items}  # which live on by themselves
-        found[node] = max(places.values(), default=order[node])
+        own = everything = last = order[node]
+        for reader in node.users:
+            place = read_at(node, reader)
+            everything = max(everything, place)
+            item = reader.target is operator.getitem  # which lives on by itself
+            last = max(last, order[reader] if item else place)
+        lazy = node in inlined or kinds.get(node) == VIEW
+        through[node] = everything if lazy else own
+        found[node] = last
     return found
 
 
@@ -217,26 +229,33 @@ def _taken_over(fusion: Fusion, reads: dict[fx.Node, int]) -> Iterator[tuple[int
     """Storages that end where an elementwise result of the same size takes their memory over."""
     last: dict[int, int] = {}
     for node, place in reads.items():
-        for tensor in tensors_of(node):
-            key = tensor.untyped_storage()._cdata
-            last[key] = max(place, last.get(key, 0))
+        for key in storages_of(node):
+            if place > last.get(key, -1):
+                last[key] = place
     gone: set[int] = set()
     for node in fusion.kinds:
-        if not _keeps_order(node) or node in fusion.inlined or not tensors_of(node):
+        if node in fusion.inlined or not _keeps_order(node) or not tensors_of(node):
             continue
+        place = fusion.order[node]
         for source in _operands(node, fusion):
             key = _storage(source)
-            alike = _nbytes(source) == _nbytes(node) and fusion.kinds[source] in (CALL, INLINE)
-            if alike and last[key] == fusion.order[node] and key not in gone:
+            if last[key] != place or key in gone:
+                continue
+            if _nbytes(source) == _nbytes(node) and fusion.kinds[source] in (CALL, INLINE):
                 gone.add(key)
-                yield key, fusion.order[node]
+                yield key, place
                 break
 
 
 def _keeps_order(node: fx.Node) -> bool:
     """Whether each element of the result is made where the one like it of an operand is read."""
-    tags = node.target.tags if isinstance(node.target, torch._ops.OpOverload) else ()
-    return torch.Tag.pointwise in tags or _name(node) in _IN_ORDER
+    return isinstance(node.target, torch._ops.OpOverload) and _keeps_order_of(node.target)
+
+
+@cache
+def _keeps_order_of(target: torch._ops.OpOverload) -> bool:
+    name = target._schema.name.split("::")[-1]
+    return torch.Tag.pointwise in target.tags or name in _IN_ORDER
 
 
 def _operands(node: fx.Node, fusion: Fusion) -> Iterator[fx.Node]:
@@ -256,8 +275,9 @@ def _operands(node: fx.Node, fusion: Fusion) -> Iterator[fx.Node]:
 
 
 def _storage(node: fx.Node) -> int:
-    return tensors_of(node)[0].untyped_storage()._cdata
+    """The storage of the first tensor of ``node``."""
+    return next(iter(storages_of(node)))
 
 
 def _nbytes(node: fx.Node) -> int:
-    return hint(tensors_of(node)[0].untyped_storage().nbytes())
+    return next(iter(storages_of(node).values()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from zc.program.liveness import memory_timeline, storage_lives
+from zc.program.liveness import lives_of, timeline_of
 from zc.program.nodes import tensors_of
 from zc.program.outside import Outside
 from zc.program.stamps import stamp_of
@@ -32,13 +32,18 @@ class Headroom:
     free: "LeastTree" = field(init=False)
 
     def __post_init__(self) -> None:
-        timeline = memory_timeline(self.graph)
+        lives = lives_of(self.graph)
+        timeline = timeline_of(self.graph, lives)
         order = {point.node: index for index, point in enumerate(timeline)}
         order[self.graph.output_node()] = len(timeline)
         given = [n for n in self.graph.nodes if n.op in ("placeholder", "get_attr")]
         throughout = {key for node in given for key in storages_of(node)}
-        found = {k: v for k, v in storage_lives(self.graph).items() if k not in throughout}
-        self.lives = {k: (order.get(a, -1), order.get(b, -1)) for k, (a, b) in found.items()}
+        nodes = list(self.graph.nodes)
+        self.lives = {
+            key: (order.get(life.owner, -1), order.get(nodes[life.last], -1))
+            for key, life in lives.items()
+            if key not in throughout
+        }
         self.sizes = {k: size for n in self.graph.nodes for k, size in storages_of(n).items()}
         phases = [stamp_of(point.node).phase for point in timeline]
         peaks: dict[str, int] = {}

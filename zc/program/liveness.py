@@ -7,8 +7,8 @@ body of a loop reads from before it lives until the loop has ended.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 from torch import fx
 
@@ -45,16 +45,14 @@ def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return dying
 
 
-@dataclass(frozen=True)
-class MemoryPoint:
+class MemoryPoint(NamedTuple):
     """Live bytes while ``node`` runs: its operands, its result and all that is read later."""
 
     node: fx.Node
     live_bytes: int
 
 
-@dataclass(frozen=True)
-class Life:
+class Life(NamedTuple):
     """``nbytes`` that ``owner`` made are live from place ``first`` to place ``last``."""
 
     owner: fx.Node
@@ -68,9 +66,14 @@ def memory_timeline(graph: fx.Graph, *, fused: bool = False) -> list[MemoryPoint
 
     ``fused`` says whether regions are compiled, here and below: see ``zc.program.fusion``.
     """
+    return timeline_of(graph, lives_of(graph, fused=fused))
+
+
+def timeline_of(graph: fx.Graph, lives: Mapping[int, Life]) -> list[MemoryPoint]:
+    """The same, where the ``lives`` of its storages are known."""
     nodes = list(graph.nodes)
     changes = [0] * (len(nodes) + 1)
-    for life in (*_lives(graph, fused).values(), *_scratch(graph)):
+    for life in (*lives.values(), *_scratch(graph)):
         changes[life.first] += life.nbytes
         changes[life.last + 1] -= life.nbytes
     live = accumulate(changes)
@@ -94,42 +97,37 @@ def peak_by_phase(graph: fx.Graph, *, fused: bool = False) -> dict[str, int]:
     return peaks
 
 
-def storage_lives(graph: fx.Graph, *, fused: bool = False) -> dict[int, tuple[fx.Node, fx.Node]]:
-    """First and last node at which each computed storage is live."""
-    nodes = list(graph.nodes)
-    lives = _lives(graph, fused)
-    computed = {key: life for key, life in lives.items() if life.owner.op == "call_function"}
-    return {key: (life.owner, nodes[life.last]) for key, life in computed.items()}
-
-
 def largest_live(
     graph: fx.Graph, at: fx.Node, count: int = 5, *, fused: bool = False
 ) -> list[tuple[fx.Node, int]]:
     """The ``count`` largest storages live at ``at``, each with the value that made it, in bytes."""
     place = next(place for place, node in enumerate(graph.nodes) if node is at)
-    lives = _lives(graph, fused).values()
+    lives = lives_of(graph, fused=fused).values()
     live = [(x.owner, x.nbytes) for x in lives if x.first <= place <= x.last]
     return sorted(live, key=lambda item: -item[1])[:count]
 
 
-def _lives(graph: fx.Graph, fused: bool) -> dict[int, Life]:
+def lives_of(graph: fx.Graph, *, fused: bool = False) -> dict[int, Life]:
     """The life of each storage in memory, in the order in which they begin."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     lives = fused_lives(graph) if fused else _plain_lives(graph, order)
-    first: dict[int, Life] = {}
+    first: dict[int, tuple[fx.Node, int, int]] = {}
     last: dict[int, int] = {}
     for node, place in order.items():
         given = node.op in ("placeholder", "get_attr")
         end = len(order) - 1 if given else lives.deaths.get(node, place)
         for key, size in storages_of(node).items():
-            if key not in lives.absent:
-                first.setdefault(key, Life(node, size, 0 if given else place, end))
-                last[key] = max(end, last.get(key, 0))
+            if key in lives.absent:
+                continue
+            if key not in first:
+                first[key] = node, size, 0 if given else place
+            last[key] = max(end, last.get(key, 0))
     for start in filter(is_collective, graph.nodes):
+        end = _end_of(start, order)
         for key in (k for operand in start.all_input_nodes for k in storages_of(operand)):
-            last[key] = max(last.get(key, 0), _end_of(start, order))
+            last[key] = max(last.get(key, 0), end)
     ends = {key: lives.taken.get(key, last[key] + 1) - 1 for key in first}
-    return {key: replace(life, last=ends[key]) for key, life in first.items()}
+    return {key: Life(*life, ends[key]) for key, life in first.items()}
 
 
 def _plain_lives(graph: fx.Graph, order: Mapping[fx.Node, int]) -> Lives:

@@ -1,6 +1,7 @@
 """What capture writes on nodes: the type of each, and what each placeholder is bound to."""
 
 import operator
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ def value_of(node: fx.Node) -> Any:
 
 def tensors_of(node: fx.Node) -> list[torch.Tensor]:
     """The fake tensors in the type of ``node``."""
-    value = value_of(node)
-    items = value if isinstance(value, (tuple, list)) else [value]
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value if isinstance(value, (tuple, list)) else ()
     return [item for item in items if isinstance(item, torch.Tensor)]
 
 
@@ -37,7 +40,10 @@ def is_view(node: fx.Node) -> bool:
     """Whether ``node`` returns a view of its operand, or an item of a result: nothing is moved."""
     if node.target is operator.getitem:
         return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    aliases = [r.alias_info for r in node.target._schema.returns]
+    return isinstance(node.target, torch._ops.OpOverload) and _returns_view(node.target)
+
+
+@cache
+def _returns_view(target: torch._ops.OpOverload) -> bool:
+    aliases = [r.alias_info for r in target._schema.returns]
     return any(a is not None and not a.is_write for a in aliases)
