@@ -52,13 +52,14 @@ class CastInUpdate(Pass):
         """Replace the casts of every parameter that is updated in this program."""
         writes, last = writes_of(program), last_readers(program.graph)
         order = {node: index for index, node in enumerate(program.graph.nodes)}
+        copy = None
         for param in program.placeholders("param"):
             casts = casts_of(param)
             if param not in writes or not casts:
                 continue
             readers = [last[key] for cast in casts for key in storages_of(cast) if key in last]
             if all(order[reader] < order[writes[param]] for reader in readers):
-                keep_copy(program, param, casts, writes[param])
+                copy = keep_copy(program, param, casts, writes[param], behind=copy)
         retype(program, program.graph)  # views of a cast share the storage of the copy now
 
 
@@ -90,8 +91,10 @@ def last_readers(graph: fx.Graph) -> dict[int, fx.Node]:
     return {k: n for n in graph.nodes for source in n.all_input_nodes for k in storages_of(source)}
 
 
-def keep_copy(program: Program, param: fx.Node, casts: list[fx.Node], write: fx.Node) -> None:
-    """Read the copy in place of ``casts``, and write it behind ``write``."""
+def keep_copy(
+    program: Program, param: fx.Node, casts: list[fx.Node], write: fx.Node, behind: fx.Node | None
+) -> fx.Node:
+    """Read the copy, an input ``behind`` the last one, in place of ``casts``; write it too."""
     name = input_of(param).subject
     value = value_of(casts[0])
     entry = State(
@@ -103,7 +106,7 @@ def keep_copy(program: Program, param: fx.Node, casts: list[fx.Node], write: fx.
         device=value.device,
         param=name,
     )
-    copy = state_input(program, entry)
+    copy = state_input(program, entry, behind)
     for cast in casts:
         cast.replace_all_uses_with(copy)
     erase_dead(program.graph, casts)
@@ -111,3 +114,4 @@ def keep_copy(program: Program, param: fx.Node, casts: list[fx.Node], write: fx.
     with edit.after(write, param=stamp_of(write).param):
         cast = edit.call(aten._to_copy.default, write.args[1], dtype=value.dtype)
         edit.call(aten.copy_.default, copy, cast)
+    return copy

@@ -80,8 +80,10 @@ class QuantizeMoments(Pass):
             )
         moments = [m for m in wanted(program, self.keys) if m.numel >= self.smallest]
         unsigned = never_negative(program, {m.node: m.write.args[1] for m in moments if m.write})
+        last = None
         for moment in moments:
-            quantize(program, moment, self.block, signed=moment.node not in unsigned)
+            signed = moment.node not in unsigned
+            last = quantize(program, moment, self.block, signed=signed, behind=last)
         check_numbers(program, [(m.key, unsigned[m.node]) for m in moments if m.node in unsigned])
 
 
@@ -154,9 +156,15 @@ def _stores(user: fx.Node, node: fx.Node) -> bool:
     return user.target is aten.copy_.default and user.args[0] is node
 
 
-def quantize(program: Program, moment: Moment, block: int, *, signed: bool) -> None:
-    """Put codes and scales in place of one entry; its one read comes before everything else."""
-    codes, scales = _inputs(program, moment, Quantized(block, signed, value_of(moment.node).dtype))
+def quantize(
+    program: Program, moment: Moment, block: int, *, signed: bool, behind: fx.Node | None
+) -> fx.Node:
+    """Put codes and scales in place of one entry; its one read comes before everything else.
+
+    They are inputs ``behind`` the last one so far; the last of them is returned.
+    """
+    how = Quantized(block, signed, value_of(moment.node).dtype)
+    codes, scales = _inputs(program, moment, how, behind)
     edit = Editor(program, program.graph, made_by="quantize_moments")
     readers = [user for user in moment.node.users if user is not moment.write]
     if readers:
@@ -170,16 +178,20 @@ def quantize(program: Program, moment: Moment, block: int, *, signed: bool) -> N
             edit.call(QUANTIZE, codes, moment.write.args[1], scales, block, signed)
         program.graph.erase_node(moment.write)
     program.graph.erase_node(moment.node)
+    return scales
 
 
-def _inputs(program: Program, moment: Moment, how: Quantized) -> tuple[fx.Node, fx.Node]:
+def _inputs(
+    program: Program, moment: Moment, how: Quantized, behind: fx.Node | None
+) -> tuple[fx.Node, fx.Node]:
     """The inputs for codes and scales; the state table has them in place of the entry."""
     entry = input_of(moment.node).subject
     kept = program.state.pop(entry)
     count = (block_count(torch.Size(kept.shape).numel(), how.block),)
     codes = replace(kept, name=codes_name(entry), dtype=torch.uint8, quantized=how)
     scales = replace(kept, name=scales_name(entry), dtype=torch.float32, shape=count)
-    return state_input(program, codes), state_input(program, scales)
+    first = state_input(program, codes, behind)
+    return first, state_input(program, scales, first)
 
 
 def check_numbers(program: Program, expected: Sequence[tuple[str, Expected]]) -> None:

@@ -15,14 +15,19 @@ import pytest
 import torch
 from overlap import DEVICE
 from tracing import physical, program_of
+from update.optimizers import of
+from update.step_programs import step_program
 from zc.passes.bucket_collectives import BucketCollectives
+from zc.passes.cast_in_update import CastInUpdate
 from zc.passes.clean_graph import CleanGraph
 from zc.passes.delay_reductions import DelayReductions
 from zc.passes.keep_gathered import KeepGathered
 from zc.passes.merge_common import MergeCommon
 from zc.passes.prefetch_gathers import PrefetchGathers
+from zc.passes.quantize_moments import QuantizeMoments
 from zc.passes.recompute_pointwise import RecomputePointwise
 from zc.passes.shard_params import ShardParams
+from zc.passes.shard_update import ShardUpdate
 
 from zc.pipelines.manager import run_passes
 from zc.pipelines.pipeline import PassPipeline
@@ -67,6 +72,31 @@ def bucketed(layers: int) -> Program:
     return program
 
 
+@cache
+def updated(layers: int) -> Program:
+    """A step that casts all of its parameters, with an update by AdamW."""
+
+    def loss(p: dict[str, torch.Tensor], x: dict[str, torch.Tensor]) -> torch.Tensor:
+        value = x["x"].bfloat16()
+        for weight in p.values():
+            value = torch.tanh(value @ weight.bfloat16())
+        return value.float().sum()
+
+    shapes = {f"w{i}": (8, 8) for i in range(layers)}
+    kinds: Any = {"world": 2, "sharded": True, "reduce_dtype": torch.bfloat16}
+    program = step_program(loss, shapes, {"x": (4, 8)}, of("AdamW", lr=0.1), **kinds)
+    ShardParams().run(program)
+    return program
+
+
+@cache
+def inlined(layers: int) -> Program:
+    """The same with the arithmetic of the optimizer in place."""
+    program = copy_program(updated(layers))
+    ShardUpdate().run(program)
+    return program
+
+
 def calls_in(run: Callable[[], Any]) -> int:
     """How many calls ``run`` makes."""
     count = 0
@@ -101,6 +131,25 @@ def test_a_pass(item: Pass, build: Callable[[int], Program]):
 @pytest.mark.parametrize("item", [BucketCollectives()], ids=lambda item: item.name)
 def test_a_pass_that_makes_buckets(item: Pass):
     assert growth(sharded, item.run) <= RATIO
+
+
+def test_shard_update():
+    assert growth(updated, ShardUpdate().run) <= RATIO
+
+
+@pytest.mark.parametrize("item", [CastInUpdate(), QuantizeMoments(smallest=0)], ids=str)
+def test_a_pass_that_makes_inputs(item: Pass, monkeypatch: pytest.MonkeyPatch):
+    assert growth(inlined, item.run) <= RATIO
+    listed: list[Program] = []
+    placeholders = Program.placeholders
+
+    def counted(program: Program, kind: str | None = None) -> list[Any]:
+        listed.append(program)
+        return placeholders(program, kind)
+
+    monkeypatch.setattr(Program, "placeholders", counted)
+    item.run(copy_program(inlined(MANY)))
+    assert len(listed) < 5  # each is as long as there are inputs, in one call
 
 
 def test_the_manager_with_all_passes_and_checks():
