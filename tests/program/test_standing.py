@@ -12,8 +12,8 @@ from torch import fx
 from zc.program.edit import Editor
 from zc.program.nodes import set_input, value_of
 from zc.program.program import Program
-from zc.program.standing import Standing
 from zc.program.stamps import restamp
+from zc.program.standing import Standing
 from zc.program.tables import Input, Output
 
 aten: Any = torch.ops.aten
