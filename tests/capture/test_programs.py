@@ -145,7 +145,8 @@ def test_autocast_gathers_in_its_dtype():
 
 def test_unsharded_parameters_are_data_parallel():
     with fake_world(WORLD):
-        program = zc.capture(step_of(nn.Linear(16, 16)), numbers(), passes="zero0")
+        passes = [{"shard_params": {"zero_stage": 0}}]
+        program = zc.capture(step_of(nn.Linear(16, 16)), numbers(), passes=passes)
     found = [(c.spec.op, c.stamp.param) for c in collectives_of(program)]
     assert sorted(found) == [("all_reduce", "bias"), ("all_reduce", "weight")]
 

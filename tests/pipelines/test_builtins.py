@@ -8,12 +8,11 @@ import zc
 from zc.pipelines.pipeline import PassPipeline
 
 FOLDER = Path(zc.__file__).parent / "pipelines" / "builtin"
-REPLICATED = ("shard_params", "shard_update", "clean_graph", "lower_update")
 CLEANED = ("shard_params", "shard_update", "clean_graph", "merge_common", "recompute_pointwise",
            "bucket_collectives")  # fmt: skip
 LATE = (*CLEANED, "delay_reductions", "lower_update")
 PASSES = {
-    "zero0": REPLICATED,
+    "zero0": LATE,
     "zero1": LATE,
     "zero2": LATE,
     "zero3": (*CLEANED, "keep_gathered", "prefetch_gathers", "delay_reductions", "fuse_update",

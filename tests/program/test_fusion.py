@@ -22,6 +22,12 @@ from zc.run.regions import Region, extract, free_of_work, split_regions, structu
 
 aten: Any = torch.ops.aten
 F32 = 4
+REPLICATED: Any = [
+    {"shard_params": {"zero_stage": 0}},
+    "shard_update",
+    "clean_graph",
+    "lower_update",
+]
 TOLERANCE = 0.08  # Inductor's own order of kernels, and the few bytes for each row that they keep
 
 
@@ -142,23 +148,22 @@ def gated() -> Any:
     return Gated()
 
 
-def regions_of(build: Any, names: list[str]) -> dict[str, Region]:
-    """The distinct compiled regions of a training step under built-in pass pipelines."""
+def regions_of(build: Any, passes: Any) -> dict[str, Region]:
+    """The distinct compiled regions of a training step under a pass pipeline."""
     found: dict[str, Region] = {}
-    for name in names:
-        subject = Subject("model", build, example_inputs, loss_of)
-        program = capture_step(subject, Setting(2, 2, 32), sharded=name != "zero0")
-        run_passes(program, PassPipeline.builtin(name))
-        for region in split_regions(program.graph):
-            if isinstance(region, Region) and not free_of_work(region):
-                found.setdefault(structure_key(extract(region)), region)
+    subject = Subject("model", build, example_inputs, loss_of)
+    program = capture_step(subject, Setting(2, 2, 32), sharded=passes is not REPLICATED)
+    run_passes(program, PassPipeline.resolve(passes))
+    for region in split_regions(program.graph):
+        if isinstance(region, Region) and not free_of_work(region):
+            found.setdefault(structure_key(extract(region)), region)
     return found
 
 
 @pytest.mark.usefixtures("_benchmarks")
-@pytest.mark.parametrize(("build", "names"), [(gpt, ["zero1"]), (gated, ["zero0"])])
-def test_what_regions_allocate_is_predicted(build: Any, names: list[str]):
-    regions = regions_of(build, names)
+@pytest.mark.parametrize(("build", "passes"), [(gpt, "zero1"), (gated, REPLICATED)])
+def test_what_regions_allocate_is_predicted(build: Any, passes: Any):
+    regions = regions_of(build, passes)
     assert len(regions) >= 4
     predicted, real = [], []
     for region in regions.values():
