@@ -16,11 +16,13 @@ import time
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from zc.comm.choice import use_measured
 from zc.cost.device import Device, Link
 from zc.devices.default import gpu_named
 from zc.devices.fits import fit_link, slowest, two_rates
@@ -219,6 +221,20 @@ def _measure(how: Calibration, watch: Stopwatch, group: dist.ProcessGroup) -> Fi
         found = measure_compute(watch, compiled=how.compiled, quick=how.quick)
         dist.barrier(group)
         if how.ranks > 1:
+            found |= _agreed_ways(measure_ways(watch, group, quick=how.quick), group)
             found |= measure_wire(watch, group, quick=how.quick)
-            found |= measure_ways(watch, group, quick=how.quick)
         return found | (measure_links(watch) if dist.get_rank(group) == 0 else {})
+
+
+def _agreed_ways(mine: Figures, group: dist.ProcessGroup) -> Figures:
+    """``mine``, after all ranks have settled on the ways that they will measure and go by."""
+    ranks: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(ranks, mine, group)
+    chosen = _ways(slowest(ranks))
+    use_measured(
+        {
+            backend: {op: {len(ranks): by_bytes} for op, by_bytes in ops.items()}
+            for backend, ops in chosen.items()
+        }
+    )
+    return mine

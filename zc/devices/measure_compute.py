@@ -56,16 +56,20 @@ def _products(watch: Stopwatch, quick: bool) -> Iterator[tuple[str, float]]:
     shapes = SHAPES[watch.device.type][: 2 if quick else None]
     for dtype in DTYPES[: 1 if quick else None]:
         for rows, inner, columns in shapes:
-            x = torch.ones(rows, inner, dtype=dtype, device=watch.device)
-            w = torch.ones(columns, inner, dtype=dtype, device=watch.device)
-            y = torch.ones(rows, columns, dtype=dtype, device=watch.device)
-            seconds = watch.seconds(_three(x, w, y)) / 3
+            products = three_products(rows, inner, columns, dtype, watch.device)
+            seconds = watch.seconds(products) / 3
             yield f"product {_name(dtype)} {2 * rows * inner * columns}", seconds
             if seconds > _SLOW and (rows, inner, columns) != shapes[0]:
                 break  # a dtype that this device only imitates
 
 
-def _three(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> Callable[[], Any]:
+def three_products(
+    rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[], Any]:
+    """The product of a layer, and those of its two gradients."""
+    x = torch.ones(rows, inner, dtype=dtype, device=device)
+    w = torch.ones(columns, inner, dtype=dtype, device=device)
+    y = torch.ones(rows, columns, dtype=dtype, device=device)
     return lambda: (torch.mm(x, w.t()), torch.mm(y, w), torch.mm(y.t(), x))
 
 

@@ -1,5 +1,11 @@
 """Measures a process group: its collectives as ``zc.comm.wire`` carries them out, and overlap.
 
+A collective takes longer in a step than by itself. Code and operands are no longer in caches, the
+threads that move bytes have to be woken, and a rank waits for those that got there later. So what
+counts of a collective is what it adds to compute that waits for it at once: ranks multiply
+matrices and communicate in turn, no barrier in between, and do the same products without. It is at
+least what the collective takes by itself.
+
 All ranks call these functions together, with equal arguments.
 """
 
@@ -13,18 +19,21 @@ import torch.distributed as dist
 
 from zc.comm import wire
 from zc.devices.fits import Samples, interference, shares_a_lane
+from zc.devices.measure_compute import SHAPES, three_products
 from zc.devices.stopwatch import Stopwatch
 
 OPS = ("all_gather", "reduce_scatter", "all_reduce")
 SIZES = tuple(4096 << shift for shift in range(0, 13, 2))  # bytes of the full tensor, to 16 MB
 _QUICK = SIZES[:3]
+_LAYER = 2  # of SHAPES: as much compute as lies between two collectives of a layer
+_TURNS = 4  # of compute and a collective in one run
 _PAUSE = 0.002  # seconds in which a small collective ends by itself
 Start = Callable[[], wire.Pending]
 Figures = dict[str, float]
 
 
 def measure_wire(watch: Stopwatch, group: dist.ProcessGroup, *, quick: bool = False) -> Figures:
-    """Seconds of collectives by op and bytes sent, of starting one and of a wait, and overlap.
+    """Seconds that collectives add to compute, by op and bytes sent, issuing them, and overlap.
 
     Args:
         watch: how to take times.
@@ -33,9 +42,12 @@ def measure_wire(watch: Stopwatch, group: dist.ProcessGroup, *, quick: bool = Fa
     """
     found: Figures = {}
     sizes = _QUICK if quick else SIZES
+    rows, inner, columns = SHAPES[watch.device.type][0 if quick else _LAYER]
+    compute = three_products(rows, inner, columns, torch.float32, watch.device)
     for op in OPS:
         for size in sizes:
-            seconds = _median(watch, group, _both(starter(op, size, watch.device, group)))
+            collective = _both(starter(op, size, watch.device, group))
+            seconds = _added(watch, group, compute, collective)
             found[f"{op} {_sent(op, size, group.size())}"] = seconds
     small, large = (starter("all_gather", s, watch.device, group) for s in (sizes[0], sizes[-1]))
     found["issue"] = _issue(watch, group, small)
@@ -70,6 +82,32 @@ def _sent(op: str, size: int, ranks: int) -> int:
 
 def _both(start: Start) -> Callable[[], Any]:
     return lambda: start().wait()
+
+
+def _added(
+    watch: Stopwatch,
+    group: dist.ProcessGroup,
+    compute: Callable[[], Any],
+    collective: Callable[[], Any],
+) -> float:
+    """Median seconds that ``collective`` adds to ``compute`` before it, or takes by itself if more.
+
+    Runs with it and without it end with a barrier: the slowest rank's compute counts in both.
+    """
+
+    def turns(collectives: int) -> None:
+        for _ in range(_TURNS):
+            compute()
+            for _ in range(collectives):
+                collective()
+        dist.barrier(group)
+
+    alone = _median(watch, group, collective)
+    added = []
+    for _ in range(watch.repeats + 1):
+        without, together = (_together(watch, group, lambda n=n: turns(n)) for n in (0, 1))
+        added.append((together - without) / _TURNS)
+    return max(median(added), alone)
 
 
 def _median(watch: Stopwatch, group: dist.ProcessGroup, function: Callable[[], Any]) -> float:
