@@ -10,15 +10,12 @@ the same. *measured* is of live tensors (``live_bytes.py``), on the rank with th
 """
 
 import argparse
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from live_bytes import install
-from prediction import Figures, Subject, megabytes, parser_of, publish, table
-from ranks import run_ranks
+from prediction import Figures, Subject, megabytes, parser_of, publish, rows_of, table
 from zc.passes.delay_reductions import DelayReductions
 from zc.passes.keep_gathered import KeepGathered
 from zc.passes.prefetch_gathers import PrefetchGathers
@@ -35,9 +32,7 @@ PLENTY = 1 << 40  # bytes
 
 def main() -> None:
     args = parse_arguments()
-    with tempfile.TemporaryDirectory() as folder:
-        found = run_ranks(measure, args, folder=Path(folder, "ranks"))
-    rows = [combine(ranks) for ranks in zip(*(f["rows"] for f in found), strict=True)]
+    rows = rows_of(measure, combine, args)
     text = table(HEAD, [_cells(row) for row in rows])
     publish("caps", "Peak memory under a cap", text, rows, args)
 

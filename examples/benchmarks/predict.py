@@ -21,8 +21,7 @@ from statistics import median
 
 import torch
 from live_bytes import install
-from prediction import Figures, Subject, megabytes, parser_of, publish, table
-from ranks import run_ranks
+from prediction import Figures, Subject, megabytes, parser_of, publish, rows_of, table
 
 from zc.devices.calibrate import Calibration, calibrate
 from zc.devices.writer import device_text
@@ -46,8 +45,7 @@ def main() -> None:
             args.device = str(Path(folder, "calibrated.yaml"))
             how = Calibration(args.ranks, 1, args.executor == "inductor", args.quick)
             Path(args.device).write_text(device_text(calibrate(how)))
-        found = run_ranks(measure, args, folder=Path(folder, "ranks"))
-    rows = [combine(ranks) for ranks in zip(*(f["rows"] for f in found), strict=True)]
+        rows = rows_of(measure, combine, args)
     text = table(HEAD, [_cells(row) for row in rows])
     publish("predict", "Time and memory: predicted and measured", text, rows, args)
 

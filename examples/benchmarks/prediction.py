@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from live_bytes import LiveBytes
+from ranks import run_ranks
 from systems import GPT, SEED, Config
 
 import zc
@@ -88,6 +90,20 @@ def predict(step: Any, tokens: torch.Tensor, pipeline: PassPipeline) -> Figures:
         "exposed_seconds": found.exposed_seconds,
         "predicted_peak": found.peak_bytes,
     }
+
+
+def rows_of(
+    measure: Callable[..., Figures],
+    combine: Callable[[tuple[Figures, ...]], Figures],
+    args: argparse.Namespace,
+) -> list[Figures]:
+    """Of each of the ``rows`` that ``measure(rank, args)`` returns, what ``combine`` makes of it.
+
+    ``combine`` gets one row from all ranks, in their order.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_ranks(measure, args, folder=Path(folder, "ranks"))
+    return [combine(ranks) for ranks in zip(*(f["rows"] for f in found), strict=True)]
 
 
 def publish(name: str, title: str, text: str, rows: list[Figures], args: Any) -> None:
