@@ -94,7 +94,8 @@ class Device:
 
         A ring over N ranks takes N - 1 steps of one latency each, an all-reduce twice that, and
         the bytes pass its slowest link: steps * alpha + bytes * beta (Thakur et al. 2005, section
-        4). A measured link holds the latency of the whole collective.
+        4). A measured link holds the latency of the whole collective, and how long ranks wait for
+        one another until all have got there.
         """
         if group_size == 1:
             return 0.0
