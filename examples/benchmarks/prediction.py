@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -107,12 +108,21 @@ def rows_of(
 
 
 def publish(name: str, title: str, text: str, rows: list[Figures], args: Any) -> None:
-    """Print ``text``, and write it and the figures where ``args`` say."""
+    """Print ``text`` and the settings, and write them and the figures where ``args`` say."""
+    text = f"{text}\n\n{_settings(args)}"
     print(text)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
     if args.save:
         args.save.write_text(f"# {title}\n\n{text}\n")
+
+
+def _settings(args: argparse.Namespace) -> str:
+    """What figures depend on."""
+    keys = ("layers", "width", "rows", "length", "ranks", "executor", "runs")
+    asked = {key: vars(args)[key] for key in keys if key in args}
+    known = {"torch": torch.__version__, "cores": os.cpu_count(), **asked}
+    return ", ".join(f"{key} {value}" for key, value in known.items())
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
