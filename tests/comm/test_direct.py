@@ -127,6 +127,7 @@ def check_failures(rank: int, world: int, what: str) -> Any:
         if "ended" in what:
             return str(error.value).replace(str(pid), "PID")
         dist.barrier()
+        dist.barrier()
         assert str(again.value) == str(error.value)
         return str(error.value).replace(str(pid), "PID")
     if what == "ended before finish":
@@ -135,11 +136,13 @@ def check_failures(rank: int, world: int, what: str) -> Any:
     if "ended" in what:
         os._exit(0)
     dist.barrier()  # until the other has given up
+    heard = None
     if what != "late to start":
         with pytest.raises(CommunicationError) as error:
             works[0].wait()
-        return str(error.value).replace(str(boards.neighbours_of(group).peers[0].pid), "PID")
-    return None
+        heard = str(error.value).replace(str(boards.neighbours_of(group).peers[0].pid), "PID")
+    dist.barrier()
+    return heard
 
 
 WITH = "exchange 1 of rank 0 with rank 1 of 2, process PID: "

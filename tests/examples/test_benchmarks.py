@@ -249,7 +249,7 @@ def test_ways_of_carrying_out_collectives(tmp_path: Path):
     assert [row[:2] for row in rows] == [
         [op, size] for op in ("all_gather", "reduce_scatter") for size in ("4", "66")
     ]
-    assert all(row[-1] in ("native", "pairwise", "all_to_all") for row in rows)
+    assert all(row[-1] in ("native", "pairwise", "all_to_all", "direct") for row in rows)
     (table,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
     measured = ast.literal_eval(table)
     for op in ("all_gather", "reduce_scatter"):
