@@ -17,6 +17,10 @@ from zc.torch_private import SUPPORTED
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+END = """
+if dist.is_initialized():
+    dist.destroy_process_group()  # or a thread of gloo's may outlive the interpreter
+"""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -27,7 +31,7 @@ def blocks(language: str) -> list[str]:
 def run(script: str, folder: Path, *launcher: str, programs: int = 1) -> Path:
     """Run ``script`` node by node with a dump; the folder of the last of its programs."""
     interpreted = re.sub(r'("passes": "zero\d")', r'\1, "executor": "interpret"', script)
-    (folder / "train.py").write_text(interpreted)
+    (folder / "train.py").write_text(interpreted + END)
     environment = os.environ | {"ZC_DUMP": "dump", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
         [sys.executable, *launcher, "train.py"],
