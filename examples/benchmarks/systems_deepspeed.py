@@ -1,8 +1,8 @@
 """DeepSpeed's ZeRO-1, 2 and 3, from the package deepspeed, on CPUs.
 
-Its options are its defaults, but for the size of its buckets, and the optimizer is torch's fused
-AdamW. It wants the variables that a launcher sets, and by default builds a kernel for shared memory
-with a C++ compiler, which training does not use: it is left out.
+Its options are its defaults, but for the size of its buckets and that it does not clip gradients,
+and the optimizer is torch's fused AdamW. It wants the variables that a launcher sets. By default it
+builds a kernel for shared memory with a C++ compiler, which training does not use; not here.
 """
 
 import logging
@@ -22,6 +22,7 @@ def _zero(stage: int) -> Builder:
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # not read: batches come from outside
             "zero_optimization": {"stage": stage, **_buckets(model)},
+            "gradient_clipping": 0.0,  # 1.0 by default; no other system clips
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
