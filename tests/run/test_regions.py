@@ -8,6 +8,7 @@ from tracing import physical, program_of
 
 import zc.run.compile
 from zc.program.collectives import is_collective, is_wait
+from zc.program.nodes import value_of
 from zc.program.program import Program
 from zc.run.compile import compiled_count
 from zc.run.regions import Region, extract, free_of_work, split_regions, structure_key
@@ -95,6 +96,28 @@ def test_compiled_equals_interpreted_nearly():
     exact = run(program, "interpret", values)
     for found, expected in zip(run(program, "inductor", values), exact, strict=True):
         torch.testing.assert_close(found, expected, rtol=INDUCTOR, atol=INDUCTOR * 16)
+
+
+@pytest.mark.parametrize("read_inside", [False, True])
+def test_an_expanded_value_is_expanded_where_it_is_read(read_inside: bool):
+    """Compiled code would return a copy, in a layout of its own."""
+
+    def loss(p: dict[str, torch.Tensor], x: dict[str, torch.Tensor]) -> torch.Tensor:
+        doubled = x["x"].mean(0) * 2
+        rows = doubled.expand(16, 16)
+        inside = rows.sum() if read_inside else doubled.sum()
+        return ((rows.t() @ p["w"]) + inside).sum()  # w is gathered behind what is doubled
+
+    graph = physical(program_of(loss, {"w": (16, 16)}, BATCH)).graph
+    expands = graph.find_nodes(op="call_function", target=torch.ops.aten.expand.default)
+    assert expands
+    for _ in range(2):  # a second split finds what the first has left
+        parts = [part for part in split_regions(graph) if isinstance(part, Region)]
+        graph.lint()
+        views = [part for part in parts if free_of_work(part)]
+        assert any(n.target is torch.ops.aten.expand.default for v in views for n in v.nodes)
+        for part in set(parts) - set(views):
+            assert not any(0 in value_of(node).stride() for node in part.outputs)
 
 
 def test_strides_are_kept():

@@ -1,7 +1,8 @@
 """Compute regions: what lies between two effects, compiled once per structure.
 
 A region is a maximal run of nodes between two effects (``zc.program.effects``). Regions that print
-alike, names aside, share one compiled function.
+alike, names aside, share one compiled function. What a region expands without copying, and others
+read, is expanded again outside of it: compiled code would return a copy, laid out in its own way.
 """
 
 import hashlib
@@ -76,13 +77,42 @@ def _with_items(node: fx.Node) -> list[fx.Node]:
 def _close(parts: list[Region | fx.Node], run: list[fx.Node], symbols: Symbols) -> None:
     if not run:
         return
-    members = set(run)
-    read = dict.fromkeys(s for n in run for s in n.all_input_nodes if s not in members)
-    needed = {str(s) for n in (*run, *read) for s in _free_symbols(n)}
-    sizes = dict.fromkeys(symbols[name] for name in sorted(needed) if name in symbols)
-    outputs = [n for n in run if any(u not in members for u in n.users)]
-    parts.append(Region(tuple(run), tuple(sizes | read), tuple(outputs)))
+    expanded = _expanded_again(run)
+    parts += [_region(nodes, symbols) for nodes in (run, expanded) if nodes]
     run.clear()
+
+
+def _expanded_again(run: list[fx.Node]) -> list[fx.Node]:
+    """Copies, behind ``run``, of its expanded views, which what is not in it reads instead."""
+    members = set(run)
+    copies: list[fx.Node] = []
+    for node in [n for n in reversed(run) if _is_expanded(n)]:
+        if all(user in members for user in node.users):
+            continue
+        with node.graph.inserting_after(node):
+            copies.insert(0, node.graph.node_copy(node))
+        node.replace_all_uses_with(copies[0], lambda user: user not in members)
+        if not node.users:
+            run.remove(node)
+            node.graph.erase_node(node)
+    return copies
+
+
+def _region(nodes: list[fx.Node], symbols: Symbols) -> Region:
+    members = set(nodes)
+    read = dict.fromkeys(s for n in nodes for s in n.all_input_nodes if s not in members)
+    needed = {str(s) for n in (*nodes, *read) for s in _free_symbols(n)}
+    sizes = dict.fromkeys(symbols[name] for name in sorted(needed) if name in symbols)
+    outputs = [n for n in nodes if any(u not in members for u in n.users)]
+    return Region(tuple(nodes), tuple(sizes | read), tuple(outputs))
+
+
+def _is_expanded(node: fx.Node) -> bool:
+    """Whether ``node`` is a view in which elements stand for several, at a stride of 0."""
+    value = value_of(node)
+    if not isinstance(value, torch.Tensor) or node.target is operator.getitem or not is_view(node):
+        return False
+    return any(n != 1 and s == 0 for n, s in zip(value.shape, value.stride(), strict=True))
 
 
 def _bind_symbol(node: fx.Node, symbols: Symbols) -> None:
