@@ -40,7 +40,8 @@ def split_regions(
 ) -> list[Region | fx.Node]:
     """The computed nodes of ``graph`` in order: effects as they are, the rest as regions.
 
-    Nodes that ``parts`` gives different numbers are in different regions.
+    Nodes that ``parts`` gives different numbers are in different regions; it knows all nodes, so
+    that expanded views are left where they are.
     """
     found: list[Region | fx.Node] = []
     run: list[fx.Node] = []
@@ -50,7 +51,7 @@ def split_regions(
         if node.op != "call_function":
             continue
         if run and parts.get(node) != parts.get(run[-1]):
-            _close(found, run, symbols)
+            _close(found, run, symbols, fixed=bool(parts))
         early = is_count(node) and node.target is not BEGIN
         if early and not set(node.all_input_nodes) & set(run):
             found.append(node)  # sizes are computed before the region that needs them
@@ -58,9 +59,9 @@ def split_regions(
         if not is_effect(node):
             run += _with_items(node)
             continue
-        _close(found, run, symbols)
+        _close(found, run, symbols, fixed=bool(parts))
         found.append(node)
-    _close(found, run, symbols)
+    _close(found, run, symbols, fixed=bool(parts))
     return found
 
 
@@ -74,10 +75,12 @@ def _with_items(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _close(parts: list[Region | fx.Node], run: list[fx.Node], symbols: Symbols) -> None:
+def _close(
+    parts: list[Region | fx.Node], run: list[fx.Node], symbols: Symbols, *, fixed: bool
+) -> None:
     if not run:
         return
-    expanded = _expanded_again(run)
+    expanded = [] if fixed else _expanded_again(run)
     parts += [_region(nodes, symbols) for nodes in (run, expanded) if nodes]
     run.clear()
 
