@@ -1,16 +1,20 @@
 """Regions: what is one, what they share, and what their keys are free of."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from multiprocess import fake_world
 from run.programs import BATCH, LAYERS, layered, random_values, run
+from torch import fx
+from torch.fx.node import map_arg
 from tracing import physical, program_of
 
 import zc.run.compile
 from zc.program.collectives import is_collective, is_wait
 from zc.program.nodes import value_of
 from zc.program.program import Program
-from zc.run.compile import compiled_count
+from zc.run.compile import compile_regions, compiled_count
 from zc.run.regions import Region, extract, free_of_work, split_regions, structure_key
 
 INDUCTOR = 1e-6  # relative; fused expressions round differently, one operation here and there
@@ -98,6 +102,10 @@ def test_compiled_equals_interpreted_nearly():
         torch.testing.assert_close(found, expected, rtol=INDUCTOR, atol=INDUCTOR * 16)
 
 
+def strides(nodes: Sequence[fx.Node]) -> list[tuple[int, ...]]:
+    return [value_of(node).stride() for node in nodes]
+
+
 @pytest.mark.parametrize("read_inside", [False, True])
 def test_an_expanded_value_is_expanded_where_it_is_read(read_inside: bool):
     """Compiled code would return a copy, in a layout of its own."""
@@ -108,16 +116,19 @@ def test_an_expanded_value_is_expanded_where_it_is_read(read_inside: bool):
         inside = rows.sum() if read_inside else doubled.sum()
         return ((rows.t() @ p["w"]) + inside).sum()  # w is gathered behind what is doubled
 
-    graph = physical(program_of(loss, {"w": (16, 16)}, BATCH)).graph
-    expands = graph.find_nodes(op="call_function", target=torch.ops.aten.expand.default)
-    assert expands
-    for _ in range(2):  # a second split finds what the first has left
-        parts = [part for part in split_regions(graph) if isinstance(part, Region)]
-        graph.lint()
-        views = [part for part in parts if free_of_work(part)]
-        assert any(n.target is torch.ops.aten.expand.default for v in views for n in v.nodes)
-        for part in set(parts) - set(views):
-            assert not any(0 in value_of(node).stride() for node in part.outputs)
+    program = physical(program_of(loss, {"w": (16, 16)}, BATCH))
+    expanding = [r for r in regions_of(program) if any(0 in s for s in strides(r.outputs))]
+    assert expanding
+    for region, function in zip(expanding, compile_regions(expanding), strict=True):
+        outside = extract(region).graph.output_node().all_input_nodes
+        assert not any(0 in s for s in strides(outside))
+        values = {node: torch.randn(value_of(node).shape) for node in region.inputs}
+        found = function(list(values.values()))
+        for node in region.nodes:
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+        assert [value.stride() for value in found] == strides(region.outputs)
+        torch.testing.assert_close(found, [values[node] for node in region.outputs])
 
 
 def test_strides_are_kept():

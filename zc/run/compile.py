@@ -24,6 +24,7 @@ from zc.clock import attribute, spending
 from zc.codegen.host_lock import LOCK_SECONDS, POLL_SECONDS, locked
 from zc.errors import ExecutionError
 from zc.program.nodes import value_of
+from zc.run.expanded import with_views
 from zc.run.region_files import inode, read_region, region_folder, write_region
 from zc.run.regions import Region, extract, is_symbolic, structure_key
 
@@ -65,7 +66,9 @@ def compile_regions(regions: Sequence[Region]) -> list[Compiled]:
     shared = {job.key: job for job in jobs if not job.symbolic and job.key not in _compiled}
     for group in ([*shared.values()], *([job] for job in jobs if job.symbolic)):
         _finish(group)
-    return [job.function or _compiled[job.key] for job in jobs]
+    functions = [job.function or _compiled[job.key] for job in jobs]
+    pairs = zip(functions, regions, strict=True)
+    return [with_views(function, r.outputs, r.inputs) for function, r in pairs]
 
 
 def compile_region(region: Region) -> Compiled:

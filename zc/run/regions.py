@@ -1,8 +1,7 @@
 """Compute regions: what lies between two effects, compiled once per structure.
 
 A region is a maximal run of nodes between two effects (``zc.program.effects``). Regions that print
-alike, names aside, share one compiled function. What a region expands without copying, and others
-read, is expanded again outside of it: compiled code would return a copy, laid out in its own way.
+alike, names aside, share one compiled function.
 """
 
 import hashlib
@@ -21,6 +20,7 @@ from zc.program.effects import is_count, is_effect
 from zc.program.loops import BEGIN
 from zc.program.nodes import is_view, value_of
 from zc.program.printer import print_node
+from zc.run.expanded import returned
 
 Symbols = dict[str, fx.Node]  # a symbolic size by name, and the node whose value it is
 _SYMBOLIC = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -40,8 +40,7 @@ def split_regions(
 ) -> list[Region | fx.Node]:
     """The computed nodes of ``graph`` in order: effects as they are, the rest as regions.
 
-    Nodes that ``parts`` gives different numbers are in different regions; it knows all nodes, so
-    that expanded views are left where they are.
+    Nodes that ``parts`` gives different numbers are in different regions.
     """
     found: list[Region | fx.Node] = []
     run: list[fx.Node] = []
@@ -51,7 +50,7 @@ def split_regions(
         if node.op != "call_function":
             continue
         if run and parts.get(node) != parts.get(run[-1]):
-            _close(found, run, symbols, fixed=bool(parts))
+            _close(found, run, symbols)
         early = is_count(node) and node.target is not BEGIN
         if early and not set(node.all_input_nodes) & set(run):
             found.append(node)  # sizes are computed before the region that needs them
@@ -59,9 +58,9 @@ def split_regions(
         if not is_effect(node):
             run += _with_items(node)
             continue
-        _close(found, run, symbols, fixed=bool(parts))
+        _close(found, run, symbols)
         found.append(node)
-    _close(found, run, symbols, fixed=bool(parts))
+    _close(found, run, symbols)
     return found
 
 
@@ -75,47 +74,16 @@ def _with_items(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _close(
-    parts: list[Region | fx.Node], run: list[fx.Node], symbols: Symbols, *, fixed: bool
-) -> None:
+def _close(parts: list[Region | fx.Node], run: list[fx.Node], symbols: Symbols) -> None:
     if not run:
         return
-    expanded = [] if fixed else _expanded_again(run)
-    parts += [_region(nodes, symbols) for nodes in (run, expanded) if nodes]
-    run.clear()
-
-
-def _expanded_again(run: list[fx.Node]) -> list[fx.Node]:
-    """Copies, behind ``run``, of its expanded views, which what is not in it reads instead."""
     members = set(run)
-    copies: list[fx.Node] = []
-    for node in [n for n in reversed(run) if _is_expanded(n)]:
-        if all(user in members for user in node.users):
-            continue
-        with node.graph.inserting_after(node):
-            copies.insert(0, node.graph.node_copy(node))
-        node.replace_all_uses_with(copies[0], lambda user: user not in members)
-        if not node.users:
-            run.remove(node)
-            node.graph.erase_node(node)
-    return copies
-
-
-def _region(nodes: list[fx.Node], symbols: Symbols) -> Region:
-    members = set(nodes)
-    read = dict.fromkeys(s for n in nodes for s in n.all_input_nodes if s not in members)
-    needed = {str(s) for n in (*nodes, *read) for s in _free_symbols(n)}
+    read = dict.fromkeys(s for n in run for s in n.all_input_nodes if s not in members)
+    needed = {str(s) for n in (*run, *read) for s in _free_symbols(n)}
     sizes = dict.fromkeys(symbols[name] for name in sorted(needed) if name in symbols)
-    outputs = [n for n in nodes if any(u not in members for u in n.users)]
-    return Region(tuple(nodes), tuple(sizes | read), tuple(outputs))
-
-
-def _is_expanded(node: fx.Node) -> bool:
-    """Whether ``node`` is a view in which elements stand for several, at a stride of 0."""
-    value = value_of(node)
-    if not isinstance(value, torch.Tensor) or node.target is operator.getitem or not is_view(node):
-        return False
-    return any(n != 1 and s == 0 for n, s in zip(value.shape, value.stride(), strict=True))
+    outputs = [n for n in run if any(u not in members for u in n.users)]
+    parts.append(Region(tuple(run), tuple(sizes | read), tuple(outputs)))
+    run.clear()
 
 
 def _bind_symbol(node: fx.Node, symbols: Symbols) -> None:
@@ -142,7 +110,10 @@ def free_of_work(region: Region) -> bool:
 
 
 def extract(region: Region) -> fx.GraphModule:
-    """The region as a graph module of its own, with names that depend on structure alone."""
+    """The region as a graph module of its own, with names that depend on structure alone.
+
+    It returns what ``zc.run.expanded.returned`` says.
+    """
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     for i, node in enumerate(region.inputs):
@@ -153,7 +124,7 @@ def extract(region: Region) -> fx.GraphModule:
         copy = graph.create_node("call_function", node.target, args, kwargs, name=f"v{i}")
         copy.meta["val"] = value_of(node)
         env[node] = copy
-    graph.output(tuple(env[n] for n in region.outputs))
+    graph.output(tuple(env[n] for n in returned(region.outputs, region.inputs)))
     return fx.GraphModule({}, graph)
 
 
