@@ -40,6 +40,7 @@ from zc.program.stamps import stamp_of
 from zc.program.storages import storages_of, written_operands
 from zc.program.tables import Param
 from zc.program.units import Bytes
+from zc.program.views import viewed_by
 from zc.state.markers import GRAD, PARAM
 
 aten: Any = torch.ops.aten
@@ -167,15 +168,20 @@ def move_to_end(graph: fx.Graph, grads: set[fx.Node]) -> None:
 
 
 def reduce_when_complete(graph: fx.Graph, grads: list[fx.Node]) -> None:
-    """Put each gradient's reduction right behind what computes the gradient.
+    """Put each gradient's reduction right behind what computes the gradient, and views of that.
 
     In a loop, adding it up comes next. What a loop has summed is complete when the loop ends.
     """
     loops = loop_by_node(graph)
     for grad in grads:
-        full = grad.all_input_nodes[0]
-        if loops.get(full) is loops.get(grad):
-            full.append(grad)
+        moved = [grad]
+        place = grad.all_input_nodes[0]
+        while (source := viewed_by(place)) and source.op == "call_function":
+            moved.append(place)
+            place = source
+        if loops.get(place) is loops.get(grad):
+            for node in moved:
+                place.append(node)
         if grad in loops:
             grad.append(next(iter(grad.users)))
 
