@@ -92,18 +92,45 @@ def test_a_chain_is_no_longer_than_max_ops():
     assert again(recomputed(mlp_program(), max_ops=2)) == [widened, *chain]
 
 
-def scaled(p: Tensors, x: Tensors) -> torch.Tensor:
-    """A product scaled by a parameter: what is read by the next product can be had from both."""
-    return ((x["x"] @ p["w0"].t() * p["w1"][:, 0]) @ p["w1"]).square().sum()
+def moved_by(p: Tensors, x: Tensors) -> torch.Tensor:
+    """A product moved by a parameter: what the next product reads can be had from both."""
+    hidden = x["x"] @ p["w0"].t()
+    return hidden.square().sum() + ((hidden + p["b"]) @ p["w1"]).square().sum()
 
 
 def test_parameters_are_not_kept_for_it():
-    """Stage 3 gathers them again; stage 1 has them."""
-    programs = {s: physical(program_of(scaled, MLP, {"x": (16, 8)}), s) for s in (1, 3)}
+    """Stage 1 has them; stage 3 does not gather again what backward does not read."""
+    shapes = MLP | {"b": (32,)}
+    programs = {s: physical(program_of(moved_by, shapes, {"x": (16, 8)}), s) for s in (1, 3)}
     for program in programs.values():
         recomputed(program)
-    assert again(programs[1])
+    assert again(programs[1]) == ["add_again"]
     assert not again(programs[3])
+
+
+def normed(p: Tensors, x: Tensors) -> torch.Tensor:
+    hidden = x["x"] @ p["w0"].t()
+    return (torch.layer_norm(hidden, (32,), p["g"], p["b"]) @ p["w1"]).square().sum()
+
+
+NORMED: Shapes = MLP | {"g": (32,), "b": (32,)}
+
+
+def test_a_norm_reads_what_backward_gathers_again(golden: Callable[..., None]):
+    """Its weight and bias are gathered earlier; mean and deviation, which are small, are saved."""
+    program = recomputed(physical(program_of(normed, NORMED, {"x": (16, 8)})), smallest=Bytes(256))
+    assert again(program) == ["native_layer_norm_again", "getitem_again"]
+    golden(str(program), ".ir")
+
+
+def scaled(p: Tensors, x: Tensors) -> torch.Tensor:
+    """A product scaled by a view of a parameter, of which backward reads another."""
+    return ((x["x"] @ p["w0"].t() * p["w1"][:, 0]) @ p["w1"]).square().sum()
+
+
+def test_views_of_what_is_gathered_again_are_made_again():
+    program = recomputed(physical(program_of(scaled, MLP, {"x": (16, 8)})))
+    assert again(program) == ["mul_again"]
 
 
 def backward(edit: Editor, op: Any, *args: Any) -> fx.Node:
@@ -198,6 +225,8 @@ STEPS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "dropped": lambda h, w: torch.native_dropout(h @ w, 0.25, True)[0] @ w,
     "scaled": lambda h, w: (h * w[0] + w[1]).tanh().exp().clamp(max=2.0) @ w,
     "normed": lambda h, w: (h - h.mean(1, keepdim=True)) * h.var(1, keepdim=True).rsqrt() @ w,
+    "layer_norm": lambda h, w: torch.layer_norm(h @ w, (8,), w[0], w[1]) @ w,
+    "rms_norm": lambda h, w: torch.rms_norm(h @ w, (8,), w[2]) @ w,
     "heads": lambda h, w: (h @ w).view(-1, 2, 4).transpose(1, 2).contiguous().view(h.shape) @ w,
     "turned": lambda h, w: torch.cat(((h @ w)[:, 4:] * -1.5, (h @ w)[:, :4] * 0.5), 1) @ w,
 }

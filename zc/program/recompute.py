@@ -32,7 +32,7 @@ def copy_chain(
     """A copy, before ``before``, of ``source`` and of what it needs of the ``wanted`` values.
 
     Copies have the phase of ``before``. Those in ``copies``, by their originals, are used again;
-    new ones are entered there.
+    new ones are entered there. Each reads in place of an original what ``copies`` has for it.
     """
     pending = [source]
     while pending:
@@ -66,11 +66,14 @@ def _copy(
 
 
 def is_cheap(node: fx.Node, *, redraw: bool = False) -> bool:
-    """Whether ``node`` takes no longer than reading its operands and writing its one result.
+    """Whether ``node`` takes about as long as reading its operands and writing its result.
 
-    Pointwise ops, casts, copies and constants; with ``redraw`` random numbers from an explicit
-    seed, which are the same bits again. No reductions, no products.
+    Pointwise ops, casts, copies, constants and normalisations of rows, which read what they have in
+    the cache once more; with ``redraw`` random numbers from an explicit seed, which are the same
+    bits again. No other reductions, no products.
     """
+    if node.target in _NORMS:
+        return True
     if len(tensors_of(node)) != 1 or isinstance(value_of(node), (tuple, list)):
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -82,6 +85,9 @@ def is_cheap(node: fx.Node, *, redraw: bool = False) -> bool:
 
 
 _DRAWS = ("zc::uniform", "zc::normal", "zc::randint")  # zc.capture.random_ops
+_NORMS = (
+    *(aten.native_layer_norm.default, aten.native_group_norm.default, aten._fused_rms_norm.default),
+)
 _MOVES = (
     *(aten._to_copy.default, aten.cat.default, aten.stack.default, aten.repeat.default),
     *(aten.constant_pad_nd.default, aten.tril.default, aten.triu.default),
