@@ -10,13 +10,13 @@ from zc.pipelines.pipeline import PassPipeline
 FOLDER = Path(zc.__file__).parent / "pipelines" / "builtin"
 CLEANED = ("shard_params", "shard_update", "clean_graph", "merge_common", "recompute_pointwise",
            "bucket_collectives")  # fmt: skip
-LATE = (*CLEANED, "delay_reductions", "lower_update")
+LATE = (*CLEANED, "lower_update", "delay_reductions")
 PASSES = {
     "zero0": LATE,
     "zero1": LATE,
     "zero2": LATE,
-    "zero3": (*CLEANED, "keep_gathered", "prefetch_gathers", "delay_reductions", "fuse_update",
-              "lower_update"),
+    "zero3": (*CLEANED, "fuse_update", "lower_update", "keep_gathered", "prefetch_gathers",
+              "delay_reductions"),
 }  # fmt: skip
 
 
