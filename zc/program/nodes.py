@@ -40,10 +40,11 @@ def is_view(node: fx.Node) -> bool:
     """Whether ``node`` returns a view of its operand, or an item of a result: nothing is moved."""
     if node.target is operator.getitem:
         return True
-    return isinstance(node.target, torch._ops.OpOverload) and _returns_view(node.target)
+    return isinstance(node.target, torch._ops.OpOverload) and returns_view(node.target)
 
 
 @cache
-def _returns_view(target: torch._ops.OpOverload) -> bool:
+def returns_view(target: torch._ops.OpOverload) -> bool:
+    """Whether ``target`` returns a view of an operand."""
     aliases = [r.alias_info for r in target._schema.returns]
     return any(a is not None and not a.is_write for a in aliases)

@@ -33,7 +33,8 @@ class PlainCalls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], Number):
             kind = {"dtype": torch.get_default_dtype()} | kwargs
             return torch.scalar_tensor(args[0], **kind)
-        if name.endswith("_") and torch_private.is_composite(f"aten::{name}"):
+        in_place = name.endswith("_") and not name.startswith("__")
+        if in_place and torch_private.is_composite(f"aten::{name}"):
             # functionalize knows no such op; what it consists of, it knows
             return args[0].copy_(getattr(torch.Tensor, name[:-1])(*args, **kwargs))
         result = func(*args, **kwargs)

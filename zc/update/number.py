@@ -9,7 +9,7 @@ traced both ways.
 
 import math
 import operator
-import traceback
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -163,5 +163,7 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
 def user_line() -> str:
     """``file:line`` of the innermost frame outside zc: where the optimizer's code uses a number."""
     here = __file__.rpartition("number.py")[0]
-    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(here)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}"
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,7 +1,8 @@
 """Records the arithmetic of an optimizer's step as one graph in which nothing is written twice.
 
 Equal calls become one node (hash consing), so several paths through the same code share what they
-have in common. Runs below ``torch.func.functionalize``: what arrives here has no mutation left.
+have in common; the type of a call, unless a view, is computed on the first of them. Runs below
+``torch.func.functionalize``: what arrives here has no mutation left.
 """
 
 import operator
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from zc import torch_private
 from zc.errors import CaptureError
+from zc.program.nodes import returns_view
 from zc.program.types import same_type
 from zc.program.updates import NUMBER
 from zc.update.number import Condition, Number
@@ -53,6 +54,7 @@ class Recorder(TorchDispatchMode):
         self.path = Path()
         self.fake_mode = fake_mode
         self._made: dict[Any, fx.Node] = {}
+        self._values: dict[Any, Any] = {}  # what calls returned
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
 
     def input(self, name: str, fake: Any, known: Any = None) -> fx.Node:
@@ -91,19 +93,27 @@ class Recorder(TorchDispatchMode):
             raise CaptureError(f"the optimizer draws random numbers ({func}), which zc cannot yet")
         if func is aten.copy_.default:  # functionalize writes inputs back; outputs say the same
             return args[0]
-        node_args, node_kwargs = tree_map(self._as_node, (tuple(args), kwargs))
+        nodes = _mapped((tuple(args), kwargs), self._as_node)
         if func is aten._local_scalar_dense.default:
-            node = self._node(func, node_args, {}, NUMBER)
-            return Number(self, node)
-        plain_args, plain_kwargs = tree_map(_as_plain, (tuple(args), kwargs))
+            return Number(self, self._node(func, nodes[0], {}, NUMBER))
+        if returns_view(func):  # torch wants a new tensor each time
+            return self._call(func, args, kwargs, nodes)
+        key = _key(func, *nodes)
+        if key not in self._values:
+            self._values[key] = self._call(func, args, kwargs, nodes)
+        return self._values[key]
+
+    def _call(self, func: Any, args: Any, kwargs: dict[str, Any], nodes: tuple[Any, Any]) -> Any:
+        """The type of what ``func`` returns; ``nodes`` are its operands as nodes."""
+        plain_args, plain_kwargs = _mapped((tuple(args), kwargs), _as_plain)
         with self.fake_mode:
             value = func(*plain_args, **plain_kwargs)
         if func in _SAME:  # nothing is written here, so an alias is the value itself
-            self._remember(node_args[0], value)
+            self._remember(nodes[0][0], value)
         elif func is aten.copy.default and same_type(*plain_args[:2]):
-            self._remember(node_args[1], value)
+            self._remember(nodes[0][1], value)
         elif not isinstance(value, torch.device):
-            self._remember(self._node(func, node_args, node_kwargs, value), value)
+            self._remember(self._node(func, *nodes, value), value)
         return value
 
     def number(self, target: Callable[..., Any], *operands: Any) -> Any:
@@ -154,7 +164,7 @@ class Recorder(TorchDispatchMode):
         return self._node(target, args, kwargs, value)
 
     def _node(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
-        key = (target, _frozen(args), _frozen(kwargs))
+        key = _key(target, args, kwargs)
         if key in self._made:
             return self._made[key]
         node = self.graph.call_function(target, args, kwargs)
@@ -199,6 +209,18 @@ def _is_host(value: Any) -> bool:
 
 def _as_plain(value: Any) -> Any:
     return NUMBER if isinstance(value, torch.SymFloat) else value
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {k: _mapped(v, function) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(v, function) for v in value)
+    return function(value)
+
+
+def _key(target: Any, args: Any, kwargs: Any) -> Any:
+    return (target, _frozen(args), _frozen(kwargs))
 
 
 def _frozen(value: Any) -> Any:
