@@ -25,8 +25,8 @@ from gpt import GPT, Config, generate
 from measure import held_bytes, memory_table, peak_resident_bytes
 
 import zc
-from zc import torch_private
 from zc.comm.wire import METER
+from zc.run.compile import compiled_regions
 
 PROMPT = "def "
 PEAK_RATE, WARM_UP_STEPS = 1.5e-3, 20
@@ -185,11 +185,13 @@ def sample(run: Run, count: int) -> str:
 
 
 def note_compilation(seconds: float) -> None:
-    """Say how many regions Inductor compiled, and how many it found in its cache on disk."""
-    counts = torch_private.inductor_counts()
-    ranks = dist.get_world_size()
-    compiled, loaded = (round(ranks * n) for n in average(counts["misses"], counts["hits"]))
-    print(f"first step {seconds:.0f} s: {compiled} regions compiled, {loaded} loaded from cache\n")
+    """Say how many regions there are, how many a rank had to compile, how many were on disk."""
+    by_rank: list[dict[str, bool]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(by_rank, compiled_regions())
+    regions = set().union(*by_rank)
+    compiled = {key for of_rank in by_rank for key, new in of_rank.items() if new}
+    counts = f"{len(compiled)} compiled, {len(regions - compiled)} loaded from disk"
+    print(f"first step {seconds:.0f} s: {len(regions)} distinct regions, {counts}\n")
 
 
 def status(run: Run, step: int, sent: int) -> str:

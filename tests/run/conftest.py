@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch._inductor.config as inductor
-
-import zc.run.compile
+from run.region_runs import start_again
 
 
 @pytest.fixture
 def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Nothing is compiled yet, neither on disk nor in this process."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    monkeypatch.setattr(zc.run.compile, "_compiled", {})
+    start_again(monkeypatch)
     with inductor.patch({"cpp.vec_isa_ok": True}):  # spares four trials of the compiler
         yield

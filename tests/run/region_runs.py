@@ -29,3 +29,4 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def start_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process has compiled is forgotten."""
     monkeypatch.setattr(zc.run.compile, "_compiled", {})
+    monkeypatch.setattr(zc.run.compile, "_new", set())

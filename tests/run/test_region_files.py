@@ -10,11 +10,16 @@ import torch
 import torch._inductor.config as inductor
 from run.programs import layered, random_values, run
 from run.region_runs import TWO, compiling, files, start_again
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import zc.run.compile
 from zc import torch_private
 from zc.errors import ExecutionError
+from zc.run.compile import compile_region, compiled_regions
 from zc.run.region_files import FORMAT, inode, read_region, region_folder, write_region
+from zc.run.regions import Region, extract, split_regions, structure_key
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -29,6 +34,24 @@ def test_what_is_loaded_computes_the_same(monkeypatch: pytest.MonkeyPatch):
     assert calls == []
     assert all(torch.equal(a, b) for a, b in zip(compiled, loaded, strict=True))
     assert [a.stride() for a in compiled] == [b.stride() for b in loaded]
+
+
+def test_what_came_from_disk_is_told_from_what_was_compiled(monkeypatch: pytest.MonkeyPatch):
+    with FakeTensorMode(shape_env=ShapeEnv()):  # without symbols, Inductor's cache is not used
+        graph = make_fx(lambda x: x.sin() + 1)(torch.empty(2, 3)).graph
+    (region,) = split_regions(graph)
+    assert isinstance(region, Region)
+    key = structure_key(extract(region))
+    compile_region(region)
+    assert compiled_regions() == {key: True}
+    start_again(monkeypatch)
+    compile_region(region)
+    assert compiled_regions() == {key: False}  # out of zc's file
+    for path in files():
+        path.unlink()
+    start_again(monkeypatch)
+    compile_region(region)
+    assert compiled_regions() == {key: False}  # out of Inductor's cache
 
 
 def truncate(path: Path) -> None:

@@ -32,6 +32,7 @@ Compiled = Callable[..., Any]
 VERSION = "1"  # of how regions are compiled: another one finds none of the old files
 _TORCH = ("aten", "prims")
 _compiled: dict[str, Compiled] = {}
+_new: set[str] = set()  # keys of what this process has compiled itself
 _warned = False
 
 
@@ -77,9 +78,12 @@ def compile_region(region: Region) -> Compiled:
     return found
 
 
-def compiled_count() -> int:
-    """Distinct regions compiled or loaded in this process."""
-    return len(_compiled)
+def compiled_regions() -> dict[str, bool]:
+    """Distinct regions of this process, by structure: whether it had to compile them.
+
+    Those that it did not compile came from disk, out of zc's files or out of Inductor's cache.
+    """
+    return {key: key in _new for key in _compiled}
 
 
 @dataclass
@@ -120,8 +124,11 @@ class _Job:
         """Run Inductor, and leave the outcome to others."""
         with spending("Inductor"):
             before = torch_private.kernel_seconds()
+            misses = torch_private.inductor_counts()["misses"]
             self.function = torch_private.compile_region(self.module, self.examples)
             attribute("kernels of regions", torch_private.kernel_seconds() - before)
+        if torch_private.inductor_counts()["misses"] > misses:
+            _new.add(self.key)
         data = torch_private.region_bytes(self.function) if self.kept else None
         if data is not None:
             write_region(self.path, data)
