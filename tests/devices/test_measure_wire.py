@@ -30,36 +30,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     return Clock()
 
 
-def test_a_collective_takes_what_it_adds_to_compute(clock: Any):
-    warm = False
+@pytest.mark.parametrize(
+    ("behind_compute", "by_itself", "expected"),
+    [
+        (3.0, 1.0, 3.0),  # what it adds to compute
+        (0.5, 2.0, 2.0),  # no less than by itself
+    ],
+)
+def test_what_a_collective_takes(
+    behind_compute: float, by_itself: float, expected: float, clock: Any
+):
+    computed = False
 
     def compute() -> None:
-        nonlocal warm
-        warm = False
+        nonlocal computed
+        computed = True
         clock.now += 5.0
 
     def collective() -> None:
-        nonlocal warm
-        clock.now += 1.0 if warm else 3.0
-        warm = True
+        nonlocal computed
+        clock.now += behind_compute if computed else by_itself
+        computed = False
 
-    assert measure_wire._added(clock, GROUP, compute, collective) == 3.0
-
-
-def test_a_collective_takes_no_less_than_by_itself(clock: Any):
-    after_compute = False
-
-    def compute() -> None:
-        nonlocal after_compute
-        after_compute = True
-        clock.now += 5.0
-
-    def collective() -> None:
-        nonlocal after_compute
-        clock.now += 0.5 if after_compute else 2.0
-        after_compute = False
-
-    assert measure_wire._added(clock, GROUP, compute, collective) == 2.0
+    assert measure_wire._added(clock, GROUP, compute, collective) == expected
 
 
 @pytest.fixture
