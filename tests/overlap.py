@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_losses import assert_same_bits
 from tracing import Shapes, physical, program_of, random_inputs
 from update.optimizers import of
-from update.step_programs import step_program
+from update.step_programs import outcome, step_program
 from zc.passes.fuse_update import FuseUpdate
 from zc.passes.shard_params import ShardParams
 from zc.passes.shard_update import ShardUpdate
@@ -23,6 +23,7 @@ from zc.cost.trial import Trial
 from zc.program.collectives import WAIT
 from zc.program.edit import Editor, erase_dead
 from zc.program.liveness import peak_bytes
+from zc.program.pass_base import Pass
 from zc.program.places import Group, Places, move
 from zc.program.program import Program
 from zc.program.retype import retype
@@ -118,6 +119,21 @@ def assert_no_slower_within(
     assert simulate(program, program.device).seconds <= seconds
     if memory is not None:
         assert peak_bytes(program.graph) <= peak + memory
+
+
+def assert_step_keeps_within(
+    device: Device, sizes: Sequence[int], passes: Sequence[Pass], *, fused: bool, room: int
+) -> None:
+    """Results of a whole step stay, and its peak where a cap leaves ``room`` bytes above it."""
+    before, after = (step_on(device, sizes, 3, fused=fused) for _ in range(2))
+    peak = peak_bytes(after.graph)
+    after.cap_bytes = peak + room
+    for item in passes:
+        item.run(after)
+        verify(after, full=True, capped=room >= 0)
+    assert peak_bytes(after.graph) <= max(peak, peak + room)
+    ours, theirs = outcome(after, INPUTS), outcome(before, INPUTS)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def coalesce(program: Program, names: Sequence[str], target: Any) -> None:

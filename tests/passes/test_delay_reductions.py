@@ -5,15 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from overlap import (
     DEVICE,
-    INPUTS,
     PHASES,
     assert_no_slower_within,
     assert_same_results,
+    assert_step_keeps_within,
     best_by_force,
     chain,
     coalesce,
@@ -25,7 +24,6 @@ from overlap import (
     tied,
     widths,
 )
-from update.step_programs import outcome
 from zc.passes.delay_reductions import DelayReductions, groups, tails_of
 from zc.passes.prefetch_gathers import PrefetchGathers
 
@@ -68,17 +66,9 @@ def test_results_and_limit(
 def test_a_whole_step_keeps_its_results_and_its_cap(
     device: Device, sizes: list[int], fused: bool, room: int, first: bool
 ):
-    before = step_on(device, sizes, 3, fused=fused)
-    after = step_on(device, sizes, 3, fused=fused)
-    peak = peak_bytes(after.graph)
-    after.cap_bytes = peak + room
     passes = [DelayReductions(), PrefetchGathers()]
-    for item in passes if first else reversed(passes):
-        item.run(after)
-        verify(after, full=True, capped=room >= 0)
-    assert peak_bytes(after.graph) <= max(peak, peak + room)
-    ours, theirs = outcome(after, INPUTS), outcome(before, INPUTS)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    turns = passes if first else passes[::-1]
+    assert_step_keeps_within(device, sizes, turns, fused=fused, room=room)
 
 
 @settings(max_examples=6, deadline=None, phases=PHASES)

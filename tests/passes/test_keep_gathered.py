@@ -11,19 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from overlap import (
     DEVICE,
-    INPUTS,
     PHASES,
     assert_no_slower_within,
     assert_same_results,
+    assert_step_keeps_within,
     chain,
     coalesce,
     devices,
     program_on,
-    step_on,
     tied,
     widths,
 )
-from update.step_programs import outcome
 from zc.passes.keep_gathered import KeepGathered, choose, keep, repeats_of
 from zc.passes.prefetch_gathers import PrefetchGathers
 
@@ -61,15 +59,7 @@ def test_results_and_limit(device: Device, sizes: list[int], memory: int, fn: An
 def test_a_whole_step_keeps_its_results_and_its_cap(
     device: Device, sizes: list[int], fused: bool, room: int
 ):
-    before = step_on(device, sizes, 3, fused=fused)
-    after = step_on(device, sizes, 3, fused=fused)
-    peak = peak_bytes(after.graph)
-    after.cap_bytes = peak + room
-    KeepGathered().run(after)
-    verify(after, full=True, capped=room >= 0)
-    assert peak_bytes(after.graph) <= max(peak, peak + room)
-    ours, theirs = outcome(after, INPUTS), outcome(before, INPUTS)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    assert_step_keeps_within(device, sizes, [KeepGathered()], fused=fused, room=room)
 
 
 def test_in_a_loop_over_micro_batches():

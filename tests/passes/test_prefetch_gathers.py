@@ -14,6 +14,7 @@ from overlap import (
     PHASES,
     assert_no_slower_within,
     assert_same_results,
+    assert_step_keeps_within,
     best_by_force,
     chain,
     coalesce,
@@ -22,12 +23,10 @@ from overlap import (
     order,
     program_on,
     shapes_of,
-    step_on,
     tied,
     widths,
 )
 from tracing import physical, program_of
-from update.step_programs import outcome
 from zc.passes.prefetch_gathers import PrefetchGathers, issues_of
 
 from zc.cost.device import Device, Link
@@ -71,15 +70,7 @@ def test_results_and_limit(
 def test_a_whole_step_keeps_its_results_and_its_cap(
     device: Device, sizes: list[int], fused: bool, room: int
 ):
-    before = step_on(device, sizes, 3, fused=fused)
-    after = step_on(device, sizes, 3, fused=fused)
-    peak = peak_bytes(after.graph)
-    after.cap_bytes = peak + room
-    PrefetchGathers().run(after)
-    verify(after, full=True, capped=room >= 0)
-    assert peak_bytes(after.graph) <= max(peak, peak + room)
-    ours, theirs = outcome(after, INPUTS), outcome(before, INPUTS)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    assert_step_keeps_within(device, sizes, [PrefetchGathers()], fused=fused, room=room)
 
 
 @settings(max_examples=6, deadline=None, phases=PHASES)
