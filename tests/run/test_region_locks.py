@@ -1,5 +1,6 @@
 """Compiled regions on disk: who compiles, who waits, and what ends the wait."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from zc.codegen.host_lock import locked
 
 import zc.run.compile
 from zc import torch_private
+from zc.run.region_files import region_folder
 from zc.run.regions import Region, extract, free_of_work, split_regions, structure_key
 
 WRAPPER = """#!/bin/sh
@@ -53,6 +55,7 @@ def test_ranks_compile_each_region_once(tmp_path: Path):
     assert keys == others
     assert len(keys) > 2
     assert sorted(log.read_text().split()) == sorted(keys)
+    assert not list(region_folder().glob("*.lock"))
 
 
 def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -100,6 +103,48 @@ def test_a_holder_that_is_killed_blocks_nobody(tmp_path: Path):
     holder.stdout.close()
     with locked(path, seconds=30) as held:
         assert held
+    assert not path.exists()
+
+
+COUNTER = """
+import sys
+from pathlib import Path
+from zc.codegen import host_lock
+host_lock.POLL_SECONDS = 0
+lock, count = Path(sys.argv[1]), Path(sys.argv[2])
+for _ in range(300):
+    with host_lock.locked(lock) as held:
+        assert held
+        count.write_text(str(int(count.read_text()) + 1))
+"""
+
+
+def test_processes_take_turns_and_leave_no_lock(tmp_path: Path):
+    lock, count = tmp_path / "lock", tmp_path / "count"
+    count.write_text("0")
+    command = [sys.executable, "-c", COUNTER, str(lock), str(count)]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    assert count.read_text() == "600"
+    assert not lock.exists()
+
+
+def test_a_lock_removed_while_it_is_taken_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, take = tmp_path / "lock", fcntl.flock
+
+    def removed_before(*args: Any) -> None:
+        path.unlink()
+        take(*args)
+        monkeypatch.setattr(fcntl, "flock", take)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with locked(path, seconds=0) as held:
+        assert not held
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with locked(path, seconds=30) as held, locked(path, seconds=0) as other:
+        assert (held, other) == (True, False)
 
 
 def test_waiting_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
