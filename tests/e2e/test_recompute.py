@@ -57,14 +57,15 @@ def saved_bytes(program: Program) -> int:
 
 @pytest.mark.parametrize(("level", "zero_stage"), [(1, 3), (2, 2)])
 def test_a_gpt_saves_less_and_peaks_lower(level: int, zero_stage: int) -> None:
-    """In each layer gelu, rotated queries and keys, and the heads put side by side go."""
+    """In each layer gelu, rotated queries and keys, heads put side by side and two norms go."""
     program = captured(level, zero_stage)
     saved, peaks = saved_bytes(program), peak_by_phase(program.graph)
     MergeCommon().run(program)
     RecomputePointwise(smallest=Bytes("1KiB")).run(program)
     verify(program)
     activation = 4 * 31 * 64 * 4  # the last token is a target alone
-    assert saved - saved_bytes(program) == 2 * (4 + 2 + 1) * activation
+    last_norm = activation
+    assert saved - saved_bytes(program) == 2 * (4 + 2 + 1 + 2) * activation + last_norm
     for phase, peak in peak_by_phase(program.graph).items():
         assert peak <= peaks[phase] - 2 * 6 * activation
 
