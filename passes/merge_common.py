@@ -19,7 +19,7 @@ the pass (zc.program.headroom); otherwise the value is computed again, and serve
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import fx
 
@@ -34,7 +34,6 @@ from zc.program.program import Program
 from zc.program.stamps import stamp_of
 from zc.program.storages import storages_of
 from zc.program.types import has_unbacked, retype_views
-from zc.program.value_key import constant
 
 
 @dataclass(frozen=True)
@@ -74,3 +73,14 @@ def may_be_shared(node: fx.Node, written: set[int]) -> bool:
     if not is_pure(node) or has_unbacked(value_of(node)):
         return False
     return not any(k in written for n in (node, *node.all_input_nodes) for k in storages_of(n))
+
+
+def constant(value: Any) -> Hashable:
+    """An argument as a key: nodes as they are, constants by type and text (1 is not 1.0)."""
+    if isinstance(value, fx.Node):
+        return value
+    if isinstance(value, (list, tuple)):
+        return tuple(map(constant, value))
+    if isinstance(value, dict):
+        return tuple((name, constant(item)) for name, item in sorted(value.items()))
+    return type(value), repr(value)

@@ -16,17 +16,19 @@ after:
 
 What is saved and what computed again is a minimum cut over bytes (zc.program.min_cut), as in
 torch's partitioner. Copies stand right before their first reader in each turn of backward, and in
-the loop of their originals. A parameter that they need and that backward gathers again is taken
-from there; its gather moves up to them. Left alone are parameters that only forward gathers,
-reductions but for normalisations of rows, products, what the caller or the program may write to
-before backward reads it, and values that a loop uses from before it.
+the loop of their originals. Layer, group and RMS norms are computed again whole; their means and
+deviations, which are small, are saved. Left alone are values of parameters that backward gathers
+again (shard_params can keep vectors gathered: ``persist_vectors``), other reductions, products,
+what the caller or the program may write to before backward reads it, and values that a loop uses
+from before it.
 
 No phase's predicted peak rises. Where the cut would raise one (a value newly saved may outlive
 those that it stands for), only what can be had from values that backward holds anyway is computed
 again; where that raises one too, nothing is.
 
-Same ops on same values are the same bits, node by node. Compiled in regions, bf16 values may round
-differently where they are computed again: inside one kernel, what is never stored is not rounded.
+Same ops on same values are the same bits, node by node. Compiled in regions, values may round
+differently where they are computed again: inside one kernel what is never stored is not rounded to
+bf16, and a norm may be summed in another order.
 """
 
 from dataclasses import dataclass
@@ -35,20 +37,20 @@ from typing import ClassVar
 from torch import fx
 
 from zc.errors import PipelineError
+from zc.program.analysis import turns
 from zc.program.edit import Editor, erase_dead
 from zc.program.liveness import peak_by_phase
+from zc.program.loops import loop_by_node
 from zc.program.min_cut import computed_again
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.recompute import copy_chain
-from zc.program.regathered import scopes_of
-from zc.program.savings import Savings
+from zc.program.saved import Savings
 from zc.program.stamps import BACKWARD, stamp_of
 from zc.program.types import retype_views
 from zc.program.units import Bytes
 
 Replaced = list[tuple[fx.Node, fx.Node, fx.Node]]  # reader, what it read, the copy it reads
-Moved = list[tuple[fx.Node, fx.Node]]  # a node, and what it stood before
 
 
 @dataclass(frozen=True)
@@ -78,64 +80,34 @@ class RecomputePointwise(Pass):
         for choices in (savings.choices, savings.only_of_what_is_there()):
             keys = computed_again(choices, wanted)
             again = [n for key, s in savings.stored.items() if key in keys for n in s.members]
-            moved: Moved = []
-            replaced = read_copies(edit, set(again), savings, moved)
+            replaced = read_copies(edit, set(again))
             after = peak_by_phase(program.graph, fused=program.fused)
             if all(after[phase] <= peak for phase, peak in before.items()):
                 erase_dead(program.graph, again)
                 return
-            put_back(edit, replaced, moved)
+            put_back(edit, replaced)
 
 
-def read_copies(edit: Editor, again: set[fx.Node], savings: Savings, moved: Moved) -> Replaced:
-    """Let each backward reader of ``again`` read a copy, made in its turn and loop.
-
-    Gathers that move are noted in ``moved``.
-    """
-    scopes, scope = scopes_of(edit.graph), None
-    copied, copies = again | savings.views, dict[fx.Node, fx.Node]()
-    behind = {n for n in edit.graph.nodes if n.op == "call_function"}
+def read_copies(edit: Editor, again: set[fx.Node]) -> Replaced:
+    """Let each backward reader of ``again`` read a copy, made in its turn and loop."""
+    turn, loops = turns(edit.graph), loop_by_node(edit.graph)
+    scope, copies = None, {}
     replaced: Replaced = []
     for node in list(edit.graph.nodes):
-        behind.discard(node)
         if node.op != "call_function" or stamp_of(node).phase != BACKWARD:
             continue
-        if scope != scopes[node]:
-            scope = scopes[node]
-            copies = dict(savings.twins.get(scope, {}))
+        if scope != (turn[node], loops.get(node)):
+            scope, copies = (turn[node], loops.get(node)), {}
         for source in [s for s in node.all_input_nodes if s in again]:
-            first = node.prev
-            copy = copy_chain(edit, source, node, copied, copies, recompute=True)
-            bring_up(first, node, behind, moved)
+            copy = copy_chain(edit, source, node, again, copies, recompute=True)
             node.replace_input_with(source, copy)
             replaced.append((node, source, copy))
     retype_views(edit.program, edit.graph, {reader for reader, _, _ in replaced})
     return replaced
 
 
-def bring_up(first: fx.Node, last: fx.Node, behind: set[fx.Node], moved: Moved) -> None:
-    """Move what nodes between ``first`` and ``last`` read, and is ``behind``, in front of them."""
-    node, place = first.next, first
-    while node is not last:
-        pending = [s for s in reversed(node.all_input_nodes) if s in behind]
-        while pending:
-            needed = [s for s in reversed(pending[-1].all_input_nodes) if s in behind]
-            if needed:
-                pending += needed
-                continue
-            source = pending.pop()
-            if source in behind:
-                moved.append((source, source.next))
-                place.append(source)
-                place = source
-                behind.discard(source)
-        node = node.next
-
-
-def put_back(edit: Editor, replaced: Replaced, moved: Moved) -> None:
-    """Let readers read again what they read before; copies go, gathers return."""
-    for node, follower in reversed(moved):
-        follower.prepend(node)
+def put_back(edit: Editor, replaced: Replaced) -> None:
+    """Let readers read again what they read before; copies go."""
     for reader, source, copy in replaced:
         reader.replace_input_with(copy, source)
     erase_dead(edit.graph, [copy for _, _, copy in replaced])

@@ -59,6 +59,7 @@ class ShardParams(Pass):
     provides: ClassVar[frozenset[str]] = frozenset({"sharded_params"})
     zero_stage: int = 3  # 0, 1, 2 or 3
     persist_below: Bytes = Bytes(0)  # bytes of a full parameter; smaller ones stay gathered
+    persist_vectors: bool = False  # those of one dimension stay gathered: norms, biases
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
@@ -76,7 +77,7 @@ class ShardParams(Pass):
         reads = program.graph.find_nodes(op="call_function", target=PARAM)
         for read in reads:
             cast_before_gather(edit, read)
-        kept = [p.name for p in program.params.values() if _full_bytes(p) < self.persist_below]
+        kept = [p.name for p in program.params.values() if self._persists(p)]
         if self.zero_stage == 3:
             gather_again(edit, set(kept))
         into_loops = self.zero_stage == 3
@@ -96,6 +97,10 @@ class ShardParams(Pass):
             lower_gradient(edit, grad, summed=grad in loops)
         retype(program, program.graph)  # views of a marker's result share another storage now
         program.rules |= {"zero_stage": self.zero_stage, "kept_gathered": tuple(kept)}
+
+    def _persists(self, param: Param) -> bool:
+        vector = self.persist_vectors and len(param.shape) < 2
+        return vector or _full_bytes(param) < self.persist_below
 
 
 def check_at_rest(program: Program, zero_stage: int) -> None:
@@ -176,7 +181,7 @@ def reduce_when_complete(graph: fx.Graph, grads: list[fx.Node]) -> None:
     for grad in grads:
         moved = [grad]
         place = grad.all_input_nodes[0]
-        while (source := viewed_by(place)) and source.op == "call_function":
+        while (source := viewed_by(place)) and _same_phase(source, place):
             moved.append(place)
             place = source
         if loops.get(place) is loops.get(grad):
@@ -184,6 +189,10 @@ def reduce_when_complete(graph: fx.Graph, grads: list[fx.Node]) -> None:
                 place.append(node)
         if grad in loops:
             grad.append(next(iter(grad.users)))
+
+
+def _same_phase(node: fx.Node, other: fx.Node) -> bool:
+    return node.op == other.op == "call_function" and stamp_of(node).phase == stamp_of(other).phase
 
 
 def lower_read(edit: Editor, read: fx.Node) -> None:

@@ -18,7 +18,7 @@ from zc.errors import PipelineError
 from zc.program.analysis import parameter_sources
 from zc.program.collectives import collectives_of, is_collective, is_wait
 from zc.program.program import Program
-from zc.program.stamps import BACKWARD, stamp_of
+from zc.program.stamps import BACKWARD, FORWARD, stamp_of
 from zc.program.units import Bytes
 from zc.run.lockstep import lockstep
 from zc.verify import verify
@@ -116,6 +116,40 @@ def test_small_parameters_stay_gathered(golden: Callable[..., None]):
     verify(program)
     assert program.rules["kept_gathered"] == ("w0",)
     golden(str(program), ".ir")
+
+
+def test_vectors_stay_gathered():
+    def loss(p: Tensors, x: Tensors) -> torch.Tensor:
+        return ((x["x"] @ p["w"].t() + p["b"]).tanh() * p["g"]).sum()
+
+    shapes = {"w": (64, 8), "b": (64,), "g": (64,)}
+    program = physical(program_of(loss, shapes, {"x": (2, 8)}), persist_vectors=True)
+    verify(program)
+    assert program.rules["kept_gathered"] == ("b", "g")
+    assert [n.name for n in crossing(program)] == ["g_full"]
+
+
+class TransposedGradient(torch.autograd.Function):
+    """Of a product by ``other`` that says its gradient is ``other``, transposed."""
+
+    @staticmethod
+    def forward(ctx: Any, w: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(other)
+        return w @ other
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (other,) = ctx.saved_tensors
+        return other.t(), None
+
+
+def test_a_gradient_that_forward_has_made_is_reduced_in_backward():
+    def loss(p: Tensors, x: Tensors) -> torch.Tensor:
+        return TransposedGradient.apply(p["w"], x["x"].sin()).sum()  # type: ignore[no-any-return]
+
+    program = physical(program_of(loss, {"w": (8, 8)}, {"x": (8, 8)}))
+    phases = [stamp_of(n).phase for n in program.graph.nodes if n.op == "call_function"]
+    assert phases == sorted(phases, key=[FORWARD, BACKWARD].index)
 
 
 def test_unused_parameters_bring_no_collective():

@@ -1,7 +1,6 @@
 """Facts about a graph that several passes ask for."""
 
 import operator
-from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -16,10 +15,8 @@ from zc.program.storages import storages_of, written_operands
 _ACTS: dict[Any, bool] = {}  # of op overloads, whatever their arguments
 
 
-def parameter_sources(
-    graph: fx.Graph, phases: Collection[str] = (FORWARD,)
-) -> dict[fx.Node, frozenset[str]]:
-    """Values of ``phases`` computed from parameters alone, with the parameters they come from.
+def parameter_sources(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
+    """Forward values computed from parameters alone, with the parameters they come from.
 
     A value counts when at least one parameter goes into it and nothing else does but constants:
     the full parameter, its transpose, its cast, a weight-normalised weight. Inputs themselves do
@@ -35,7 +32,7 @@ def parameter_sources(
             shards[node] = frozenset({input_of(node).subject})
         elif node.op == "placeholder" and stamp_of(node).param:
             shards[node] = frozenset({stamp_of(node).param})
-        if node.op != "call_function" or stamp_of(node).phase not in phases or _writes(node):
+        if node.op != "call_function" or stamp_of(node).phase != FORWARD or _writes(node):
             continue
         sources = node.all_input_nodes
         names = [found.get(s) or shards.get(s) for s in sources if s not in free]

@@ -32,7 +32,7 @@ def copy_chain(
     """A copy, before ``before``, of ``source`` and of what it needs of the ``wanted`` values.
 
     Copies have the phase of ``before``. Those in ``copies``, by their originals, are used again;
-    new ones are entered there. Each reads in place of an original what ``copies`` has for it.
+    new ones are entered there.
     """
     pending = [source]
     while pending:
@@ -68,8 +68,8 @@ def _copy(
 def is_cheap(node: fx.Node, *, redraw: bool = False) -> bool:
     """Whether ``node`` takes about as long as reading its operands and writing its result.
 
-    Pointwise ops, casts, copies, constants and normalisations of rows, which read what they have in
-    the cache once more; with ``redraw`` random numbers from an explicit seed, which are the same
+    Pointwise ops, casts, copies, constants, and layer, group and RMS norms, which read what the
+    cache holds once more; with ``redraw`` random numbers from an explicit seed, which are the same
     bits again. No other reductions, no products.
     """
     if node.target in _NORMS:
@@ -86,7 +86,9 @@ def is_cheap(node: fx.Node, *, redraw: bool = False) -> bool:
 
 _DRAWS = ("zc::uniform", "zc::normal", "zc::randint")  # zc.capture.random_ops
 _NORMS = (
-    *(aten.native_layer_norm.default, aten.native_group_norm.default, aten._fused_rms_norm.default),
+    aten.native_layer_norm.default,
+    aten.native_group_norm.default,
+    aten._fused_rms_norm.default,
 )
 _MOVES = (
     *(aten._to_copy.default, aten.cat.default, aten.stack.default, aten.repeat.default),
