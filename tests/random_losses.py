@@ -76,4 +76,4 @@ def assert_same_bits(
                 assert one is other
             else:
                 assert one.dtype == other.dtype
-                assert torch.equal(one, other)
+                torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)

@@ -29,7 +29,7 @@ from zc.run.region_files import inode, read_region, region_folder, write_region
 from zc.run.regions import Region, extract, is_symbolic, structure_key
 
 Compiled = Callable[..., Any]
-VERSION = "1"  # of how regions are compiled: another one finds none of the old files
+VERSION = "2"  # of how regions are compiled: another one finds none of the old files
 _TORCH = ("aten", "prims")
 _compiled: dict[str, Compiled] = {}
 _new: set[str] = set()  # keys of what this process has compiled itself

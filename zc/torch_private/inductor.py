@@ -15,10 +15,14 @@ def compile_region(
 ) -> Callable[..., Any]:
     """Compile a pure, functional aten graph with Inductor; its cache on disk is used and filled.
 
+    Kernels run in the order of the graph as far as fusion lets them, which predictions of memory
+    count on.
+
     Returns a function that takes the inputs in a list, which it empties, each let go when it has
     been read for the last time, and returns a list of the outputs.
     """
     from torch import _guards
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -35,7 +39,8 @@ def compile_region(
     for i, node in enumerate(traced.graph.find_nodes(op="placeholder")):
         node.target = node.name = f"region_in{i}"  # Inductor's cache goes by code, not by strides
     traced.recompile()
-    with _guards.tracing(_guards.TracingContext(mode)), torch.no_grad():
+    in_order = config.patch(reorder_for_locality=False)  # it computes late what is only returned
+    with _guards.tracing(_guards.TracingContext(mode)), torch.no_grad(), in_order:
         return calling(compile_fx_inner(traced, list(example_inputs), is_inference=True))
 
 
