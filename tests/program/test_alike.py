@@ -1,13 +1,17 @@
 """Nodes that are alike have results of the same types, and ``retype`` leaves what is right."""
 
+import gc
+import weakref
 from typing import Any
 
+import pytest
 import torch
 from building import Build, built
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from zc.errors import VerifyError
 from zc.program.alike import Alike
 from zc.program.edit import Editor
 from zc.program.nodes import value_of
@@ -60,6 +64,25 @@ def test_a_result_in_another_storage_is_not_alike():
     assert Alike().key(nodes[0]) == Alike().key(nodes[1])
     nodes[1].meta["val"] = torch.empty_like(value_of(nodes[1]))
     assert Alike().key(nodes[0]) != Alike().key(nodes[1])
+
+
+def test_what_was_found_right_says_nothing_of_another_type():
+    def build(edit: Editor, x: fx.Node) -> list[fx.Node]:
+        return [edit.call(aten.mul.Tensor, x, 2.0) for _ in range(2)]
+
+    program = built(build)
+    _, second, _ = list(program.graph.nodes)[1:]
+    second.meta["val"] = value_of(second)[:2]
+    with pytest.raises(VerifyError, match=r"^type of %mul_1 is f32\[2, 4\], its op returns f32"):
+        verify(program, full=False)
+
+
+def test_what_was_found_right_keeps_no_node_and_no_mode_alive():
+    program = built(lambda edit, x: edit.call(aten.mul.Tensor, x, 2.0))
+    gone = weakref.ref(program.graph), weakref.ref(program.fake_mode)
+    del program
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
 
 
 def test_retype_changes_views_of_what_was_replaced_and_nothing_else():

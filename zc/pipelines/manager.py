@@ -64,15 +64,17 @@ def run_passes(
             instrument.before_passes(program, passes)
     if verify:
         _verify(program, "before the first pass", full=True, capped=False)
-    standing = Standing(program)
+    standing = Standing(program) if verify else None
     for index, item in enumerate(passes, start=1):
         seconds = _run_one(item, index, program)
         with spending("instruments"):
             for instrument in instruments:
                 instrument.after_pass(index, item, program, seconds)
+        if not verify:
+            continue
         last = index == len(passes)
         before, standing = standing, Standing(program)
-        if verify and (last or standing != before):
+        if last or standing != before:
             try:
                 _verify(program, f"after pass {index}, '{item.name}'", full=last, capped=last)
             except CapError as error:

@@ -30,10 +30,14 @@ class Unlike(Exception):
 
 
 class Alike:
-    """Descriptions of nodes, equal for those that are alike; tensors are described once each."""
+    """Descriptions of nodes, equal for those that are alike; tensors are described once each.
 
-    def __init__(self) -> None:
-        self._types: dict[Any, int] = {}
+    Descriptions by several of them compare where they share ``types``, which numbers what tensors
+    were described as.
+    """
+
+    def __init__(self, types: dict[Any, int] | None = None) -> None:
+        self._types: dict[Any, int] = {} if types is None else types
         self._described: dict[fx.Node, tuple[Any, Hashable]] = {}
 
     def key(self, node: fx.Node) -> Hashable | None:

@@ -8,6 +8,7 @@ all-reduce twice that.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from operator import getitem
 from typing import Any
 
@@ -129,6 +130,7 @@ COLLECTIVES: dict[Any, CollectiveSpec] = {
 }
 
 
+_NAMESPACE = "_c10d_functional"
 _STARTS = frozenset(map(id, COLLECTIVES))  # ops are hashed by Python code, which takes longer
 
 
@@ -140,6 +142,13 @@ def is_collective(node: fx.Node) -> bool:
 def is_wait(node: fx.Node) -> bool:
     """True for a node that waits for one."""
     return node.target is WAIT
+
+
+@cache
+def communicates(target: Any) -> bool:
+    """Whether ``target`` is one of torch's collectives or waits, in the table or not."""
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.name.split("::")[0] == _NAMESPACE
 
 
 def start_of(wait: fx.Node) -> fx.Node | None:

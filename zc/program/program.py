@@ -45,6 +45,7 @@ class Program:
         notes: what passes say of their work for dumps, one line each, beginning with the pass's
             name.
         updates: traced optimizer steps; the last argument of ``zc.update`` is an index into them.
+        lines: what was last read of its nodes (``zc.program.lines``), by graph.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Program:
     rules: dict[str, Any] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lines: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def graph(self) -> fx.Graph:

@@ -4,18 +4,19 @@
     ...                                  # a pass that may have changed nothing
     Standing(program) == verified
 
-Nodes, ops, arguments, types, stamps and table entries are compared as objects: whoever changes one
-puts another in its place, or another order. A standing holds all of them, so that no later object
-can be taken for one that is gone. Notes for dumps do not count.
+Lines (``zc.program.lines``: a node's op, arguments, type and stamp) and table entries are compared
+as objects: whoever changes one puts another in its place, or another order. A standing holds all of
+them, so that no later object can be taken for one that is gone. Notes for dumps do not count.
 """
 
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from zc.program.lines import read
 from zc.program.program import Program
 
-_META = ("val", "zc", "zc_input")
+_UNCOUNTED = ("graphs", "notes", "lines")
 
 
 class Standing:
@@ -32,18 +33,15 @@ class Standing:
 
 
 def _nodes(program: Program) -> Iterator[Any]:
-    for name, graph in program.graphs.items():
-        yield from (name, graph)
-        for node in graph.nodes:
-            meta = node.meta
-            yield from (node, node.target, node.args, node.kwargs)
-            yield from map(meta.get, _META)
+    for name, lines in read(program).items():
+        yield from (name, program.graphs[name])
+        yield from lines.values()
 
 
 def _tables(program: Program) -> Iterator[Any]:
     for field in fields(program):
         value = getattr(program, field.name)
-        if field.name in ("graphs", "notes"):
+        if field.name in _UNCOUNTED:
             continue
         if isinstance(value, dict):
             yield from value.keys()

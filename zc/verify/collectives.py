@@ -1,6 +1,5 @@
 """Collectives: axis and sizes are right, and each is waited for once, before it is read."""
 
-from functools import cache
 from operator import getitem
 from typing import Any
 
@@ -10,13 +9,13 @@ from zc.program.collectives import (
     C10D,
     COLLECTIVES,
     is_coalesced,
-    is_collective,
     is_wait,
     start_of,
 )
+from zc.program.lines import Lines, Reading
 from zc.program.nodes import tensors_of
 from zc.program.program import Program
-from zc.program.storages import storages_of, written_operands
+from zc.program.storages import storages_of
 from zc.verify.diagnostic import refusal
 
 SIZE_ARGUMENT = {
@@ -26,43 +25,36 @@ SIZE_ARGUMENT = {
     C10D.reduce_scatter_tensor_coalesced.default: 2,
 }
 _ROWS_DIVIDE = ("reduce_scatter",)
-_NAMESPACE = "_c10d_functional"
 
 
-def check(program: Program) -> None:
+def check(program: Program, reading: Reading) -> None:
     """Refuse collectives that would hang, fail or be read too early.
 
     Raises:
         VerifyError: naming the collective, its wait or its reader.
     """
-    for graph in program.graphs.values():
-        for node in graph.nodes:
-            if is_collective(node):
-                _check_group(program, node)
-                _check_operands(program, node)
-                _check_waits(program, node)
-            elif is_wait(node):
-                _check_wait(program, node)
-            elif node.op == "call_function":
-                _check_known(program, node)
-        _check_writes_in_flight(program, graph)
+    for lines in reading.values():
+        for line in lines.values():
+            if not line.communicates:
+                continue
+            if line.starts:
+                _check_group(program, line.node)
+                _check_operands(program, line.node)
+                _check_waits(program, line.node)
+            elif line.waits:
+                _check_wait(program, line.node)
+            else:
+                raise _unknown(program, line.node)
+        _check_writes_in_flight(program, lines)
 
 
-def _check_known(program: Program, node: fx.Node) -> None:
-    """Every communicating op is in the table of collectives."""
-    if _communicates(node.target):
-        raise refusal(
-            program,
-            node,
-            f"%{node.name} communicates and is not in the table of collectives",
-            "add its op to zc.program.collectives",
-        )
-
-
-@cache
-def _communicates(target: Any) -> bool:
-    schema = getattr(target, "_schema", None)
-    return schema is not None and schema.name.split("::")[0] == _NAMESPACE
+def _unknown(program: Program, node: fx.Node) -> Exception:
+    return refusal(
+        program,
+        node,
+        f"%{node.name} communicates and is not in the table of collectives",
+        "add its op to zc.program.collectives",
+    )
 
 
 def _check_group(program: Program, node: fx.Node) -> None:
@@ -176,15 +168,15 @@ def _check_wait(program: Program, node: fx.Node) -> None:
         )
 
 
-def _check_writes_in_flight(program: Program, graph: fx.Graph) -> None:
+def _check_writes_in_flight(program: Program, lines: Lines) -> None:
     """Nobody writes what a collective reads or fills between its start and its first wait.
 
     The first wait for an item of a bucket completes all of it.
     """
     flying: dict[int, fx.Node] = {}
     pending: set[fx.Node | None] = set()
-    for node in graph.nodes:
-        for key in (k for operand in written_operands(node) for k in storages_of(operand)):
+    for node, line in lines.items():
+        for key in (k for operand in line.written for k in lines[operand].keys):
             if key in flying:
                 raise refusal(
                     program,
@@ -192,10 +184,10 @@ def _check_writes_in_flight(program: Program, graph: fx.Graph) -> None:
                     f"%{node.name} writes what collective %{flying[key].name} is using",
                     "write after its wait",
                 )
-        if is_collective(node):
+        if line.starts:
             flying |= dict.fromkeys(_storages_used(node), node)
             pending.add(node)
-        elif is_wait(node) and start_of(node) in pending:
+        elif line.waits and start_of(node) in pending:
             _land(start_of(node), flying)
             pending.discard(start_of(node))
 

@@ -8,29 +8,28 @@ from torch import fx
 from zc.program.collectives import (
     COLLECTIVES,
     is_coalesced,
-    is_wait,
     operands_of,
     start_of,
 )
+from zc.program.lines import Line, Lines, Reading
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.printer import print_arg, print_type
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
-from zc.program.storages import written_operands
 from zc.program.tables import Param
 from zc.program.updates import is_marker, keep_number
 from zc.verify.diagnostic import refusal
 
 
-def check(program: Program) -> None:
+def check(program: Program, reading: Reading) -> None:
     """Refuse gathers of parameters that bring the wrong thing or that nobody reads.
 
     Raises:
         VerifyError: naming the gather's wait.
     """
-    for graph in program.graphs.values():
-        waits = [node for node in graph.nodes if is_wait(node)]
-        live = _live_nodes(graph) if waits else set()
+    for lines in reading.values():
+        waits = [node for node, line in lines.items() if line.waits]
+        live = _live_nodes(lines) if waits else set()
         for node in waits:
             start = _gather_behind(node)
             param = program.params.get(stamp_of(node).param)
@@ -104,18 +103,18 @@ def _operand_of(node: fx.Node, start: fx.Node) -> fx.Node:
     return operands[item.args[1]] if is_coalesced(start) else operands[0]
 
 
-def _ends(node: fx.Node) -> bool:
-    """Whether ``node`` is there for more than its value."""
-    if node.op == "output" or is_marker(node) or node.target is keep_number:
+def _ends(line: Line) -> bool:
+    """Whether a node is there for more than its value."""
+    if line.written or line.target is keep_number:
         return True
-    return bool(written_operands(node))
+    return line.node.op == "output" or is_marker(line.node)
 
 
-def _live_nodes(graph: fx.Graph) -> set[fx.Node]:
+def _live_nodes(lines: Lines) -> set[fx.Node]:
     """Nodes whose value reaches an output, a write or an optimizer."""
     live: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        if node in live or _ends(node):
+    for node, line in reversed(lines.items()):
+        if node in live or _ends(line):
             live.add(node)
-            live.update(node.all_input_nodes)
+            live.update(line.sources)
     return live

@@ -3,6 +3,7 @@
 from torch import fx
 
 from zc.program.collectives import is_collective, is_wait
+from zc.program.lines import Lines, Reading
 from zc.program.loops import BEGIN, END, Loop, loop_by_node, loops_of
 from zc.program.nodes import input_of, tensors_of
 from zc.program.program import Program
@@ -10,14 +11,14 @@ from zc.program.storages import storages_of, written_operands
 from zc.verify.diagnostic import refusal
 
 
-def check(program: Program) -> None:
+def check(program: Program, reading: Reading) -> None:
     """Refuse loops that no program means.
 
     Raises:
         VerifyError: naming the mark, the reader, the wait or the write.
     """
-    for graph in program.graphs.values():
-        _check_marks(program, graph)
+    for name, graph in program.graphs.items():
+        _check_marks(program, reading[name])
         loops = loop_by_node(graph)
         if not loops:
             continue
@@ -29,16 +30,16 @@ def check(program: Program) -> None:
             _check_writes(program, graph, loop)
 
 
-def _check_marks(program: Program, graph: fx.Graph) -> None:
+def _check_marks(program: Program, lines: Lines) -> None:
     """Begins and ends take turns; each end names the begin before it."""
     opened: fx.Node | None = None
-    for node in graph.nodes:
-        if node.target is BEGIN:
+    for node, line in lines.items():
+        if line.target is BEGIN:
             if opened is not None:
                 what = f"loop %{node.name} begins inside loop %{opened.name}"
                 raise refusal(program, node, what, "end a loop before the next one begins")
             opened = node
-        elif node.target is END:
+        elif line.target is END:
             if node.args[0] is not opened:
                 what = f"%{node.name} ends a loop that has not begun, or has ended"
                 raise refusal(program, node, what, "end each loop once, behind its begin")

@@ -12,6 +12,7 @@ from torch import fx
 
 from zc.program.analysis import reads_no_values
 from zc.program.collectives import COLLECTIVES, is_collective
+from zc.program.lines import Line, Reading
 from zc.program.nodes import input_of
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
@@ -37,37 +38,42 @@ class Place:
 Places = dict[fx.Node, Place]
 
 
-def check(program: Program) -> None:
+def check(program: Program, reading: Reading) -> None:
     """Refuse gradients that are not reduced exactly once, and shards read as if they were whole.
 
     Raises:
         VerifyError: naming the reduction, the reader, the write or the output.
     """
-    for graph in program.graphs.values():
+    for lines in reading.values():
         stored = {
             key: input_of(node).subject
-            for node in graph.find_nodes(op="placeholder")
-            if input_of(node).kind == "param"
-            for key in storages_of(node)
+            for node, line in lines.items()
+            if node.op == "placeholder" and input_of(node).kind == "param"
+            for key in line.keys
         }
         places: Places = {}
-        for node in graph.nodes:
+        for node, line in lines.items():
             if node.op == "output":
                 continue
-            place = places[node] = _place(program, node, places)
-            _check_read(program, node, places)
+            operands = [places[source] for source in line.sources]
+            place = places[node] = _place(program, line, operands)
+            if any([operand.shard for operand in operands]):
+                _check_read(program, node, places)
             if place.reductions > 1:
                 _check_reduction(program, node)
-            if place.own and not place.reductions:
+            if line.written and place.own and not place.reductions:
                 _check_write(program, node, stored)
         if len(program.graphs) == 1:
             _check_gradients(program, places)
 
 
-def _place(program: Program, node: fx.Node, places: Places) -> Place:
+def _place(program: Program, line: Line, operands: list[Place]) -> Place:
+    node = line.node
     if node.op == "placeholder":
         return _input_place(program, node)
-    operands = [places[source] for source in node.all_input_nodes]
+    computes = not line.communicates and node.target is not GRAD and node.target is not PARAM
+    if computes and operands and _all_as_first(operands):
+        return operands[0]
     reductions = max([0, *[p.reductions for p in operands]])
     if is_gradient_reduction(node):
         return _place_of(False, reductions + 1, "")
@@ -75,6 +81,12 @@ def _place(program: Program, node: fx.Node, places: Places) -> Place:
         return _place_of(False, reductions, "")
     shards = [p.shard for p in operands if p.shard and not reads_no_values(node)]
     return _place_of(any([p.own for p in operands]), reductions, shards[0] if shards else "")
+
+
+def _all_as_first(operands: list[Place]) -> bool:
+    """Whether all operands are as one that is no shard: so is what is computed from them."""
+    first = operands[0]
+    return not first.shard and all([operand is first for operand in operands])
 
 
 _place_of = lru_cache(Place)  # few differ, and many nodes are asked for
@@ -86,12 +98,13 @@ def _input_place(program: Program, node: fx.Node) -> Place:
     if param:
         layouts = program.params[param].layouts.values()
         replicated = all(layout.replicated for layout in layouts)
-        return Place(shard="" if replicated else param)
+        return _place_of(False, 0, "" if replicated else param)
     if info.kind == "grad":
-        return Place(reductions=1)
+        return _place_of(False, 1, "")
     if info.kind == "state":
-        return Place(own=program.state[info.subject].kind in ("accumulator", "error_feedback"))
-    return Place(own=info.kind in ("user", "buffer", "tangent"))
+        own = program.state[info.subject].kind in ("accumulator", "error_feedback")
+        return _place_of(own, 0, "")
+    return _place_of(info.kind in ("user", "buffer", "tangent"), 0, "")
 
 
 def is_gradient_reduction(node: fx.Node) -> bool:
@@ -112,8 +125,6 @@ def is_gradient_reduction(node: fx.Node) -> bool:
 
 def _check_read(program: Program, node: fx.Node, places: Places) -> None:
     """The user's own forward and backward nodes never see a shard at rest."""
-    if not any([places[source].shard for source in node.all_input_nodes]):
-        return
     stamp = stamp_of(node)
     if node.op != "call_function" or node.target is PARAM or stamp.phase == UPDATE:
         return

@@ -6,16 +6,16 @@ from typing import Any
 from torch import fx
 
 from zc.program.collectives import is_collective, operands_of
+from zc.program.lines import Line, Lines, Reading
 from zc.program.nodes import input_of, tensors_of
 from zc.program.program import Program
-from zc.program.stamps import BACKWARD, FORWARD, stamp_of
-from zc.program.storages import storages_of
+from zc.program.stamps import BACKWARD, FORWARD
 from zc.verify.diagnostic import refusal
 
 Params = frozenset[str] | None
 
 
-def check(program: Program) -> None:
+def check(program: Program, reading: Reading) -> None:
     """Hold a program to ``rules["zero_stage"] == 3``, but for ``rules["kept_gathered"]``.
 
     Raises:
@@ -24,33 +24,35 @@ def check(program: Program) -> None:
     if program.rules.get("zero_stage") != 3:
         return
     kept = frozenset(program.rules.get("kept_gathered", ()))
-    for graph in program.graphs.values():
-        _check_graph(program, graph, kept)
+    for lines in reading.values():
+        _check_lines(program, lines, kept)
 
 
-def _check_graph(program: Program, graph: fx.Graph, kept: frozenset[str]) -> None:
-    inputs = {key for n in graph.find_nodes(op="placeholder") for key in storages_of(n)}
+def _check_lines(program: Program, lines: Lines, kept: frozenset[str]) -> None:
+    placeholders = (line for node, line in lines.items() if node.op == "placeholder")
+    inputs = {key for line in placeholders for key in line.keys}
     sources: dict[fx.Node, Params] = {}
-    for node in graph.nodes:
-        sources[node] = _params_of(node, sources)
-        if node.op != "call_function" or stamp_of(node).phase != BACKWARD:
+    for node, line in lines.items():
+        sources[node] = _params_of(line, sources)
+        if not line.calls or line.phase != BACKWARD:
             continue
-        for operand in node.all_input_nodes:
-            if _outlives(operand, sources[operand], inputs, kept):
-                raise _refusal(program, node, operand, sources[operand] or frozenset())
+        for operand in line.sources:
+            params = sources[operand]
+            if params and _outlives(lines[operand], params, inputs, kept):
+                raise _refusal(program, node, operand, params)
 
 
-def _params_of(node: fx.Node, sources: dict[fx.Node, Params]) -> Params:
-    """The parameters that ``node`` is computed from; ``None`` when it reads anything else."""
-    if node.op == "placeholder":
-        info = input_of(node)
+def _params_of(line: Line, sources: dict[fx.Node, Params]) -> Params:
+    """The parameters that a node is computed from; ``None`` when it reads anything else."""
+    if line.node.op == "placeholder":
+        info = input_of(line.node)
         return frozenset({info.subject}) if info.kind == "param" else None
-    source = node.args[0] if node.target is getitem else None
+    source = line.args[0] if line.target is getitem else None
     if isinstance(source, fx.Node) and is_collective(source):
-        item: Any = node.args[1]
+        item: Any = line.args[1]
         return sources[operands_of(source)[item]]
     found: frozenset[str] = frozenset()
-    for operand in node.all_input_nodes:
+    for operand in line.sources:
         params = sources[operand]
         if params is None:
             return None
@@ -58,12 +60,12 @@ def _params_of(node: fx.Node, sources: dict[fx.Node, Params]) -> Params:
     return found
 
 
-def _outlives(operand: fx.Node, params: Params, inputs: set[int], kept: frozenset[str]) -> bool:
-    if not params or params <= kept or operand.op != "call_function":
+def _outlives(
+    operand: Line, params: frozenset[str], inputs: set[int], kept: frozenset[str]
+) -> bool:
+    if params <= kept or not operand.calls or operand.phase != FORWARD:
         return False
-    if stamp_of(operand).phase != FORWARD or not tensors_of(operand):
-        return False
-    return not inputs.issuperset(storages_of(operand))
+    return bool(tensors_of(operand.node)) and not inputs.issuperset(operand.keys)
 
 
 def _refusal(

@@ -6,24 +6,25 @@ from torch import fx
 
 from zc.errors import VerifyError
 from zc.program.layout import Layout
+from zc.program.lines import Line, Lines, Reading
 from zc.program.nodes import tensors_of, value_of
 from zc.program.printer import print_type
 from zc.program.program import Program
-from zc.program.stamps import PHASES, stamp_of
+from zc.program.stamps import PHASES
 from zc.program.tables import Input, Output, Param
 from zc.verify.diagnostic import refusal
 
 _OPS = ("placeholder", "get_attr", "call_function", "output")
 
 
-def check(program: Program) -> None:
+def check(program: Program, reading: Reading) -> None:
     """Refuse a program that is not well formed.
 
     Raises:
         VerifyError: naming the first node that breaks a rule.
     """
-    for graph in program.graphs.values():
-        _check_order(program, graph)
+    for lines in reading.values():
+        _check_order(program, lines)
     _check_inputs(program)
     for name, graph in program.graphs.items():
         if not graph.find_nodes(op="output"):
@@ -32,57 +33,63 @@ def check(program: Program) -> None:
         _check_outputs(program, program.output_node())
 
 
-def _check_order(program: Program, graph: fx.Graph) -> None:
+def _check_order(program: Program, lines: Lines) -> None:
     defined: set[fx.Node] = set()
-    last = next(iter(reversed(graph.nodes)), None)
-    for node in graph.nodes:
-        for source in node.all_input_nodes:
-            if source not in defined:
-                raise refusal(
-                    program,
-                    node,
-                    f"%{node.name} reads %{source.name} before it is defined",
-                    "insert a node behind everything it reads",
-                )
-        if node.op not in _OPS:
+    last = next(reversed(lines), None)
+    for node, line in lines.items():
+        if not defined.issuperset(line.sources):
+            source = next(source for source in line.sources if source not in defined)
             raise refusal(
                 program,
                 node,
-                f"%{node.name} is a {node.op} node",
-                "a program calls functions only; insert nodes with Editor.call",
+                f"%{node.name} reads %{source.name} before it is defined",
+                "insert a node behind everything it reads",
             )
-        if node.op == "output" and node is not last:
-            raise refusal(
-                program,
-                node,
-                "the graph returns before its last node",
-                "insert nodes before the output node",
-            )
-        if node.op == "call_function":
-            _check_call(program, node)
+        if line.calls:
+            _check_call(program, node, line)
+        else:
+            _check_kind(program, node, node is last)
         defined.add(node)
 
 
-def _check_call(program: Program, node: fx.Node) -> None:
-    if not callable(node.target):
+def _check_kind(program: Program, node: fx.Node, last: bool) -> None:
+    """What calls nothing is an input, a constant or the return at the end."""
+    if node.op not in _OPS:
+        raise refusal(
+            program,
+            node,
+            f"%{node.name} is a {node.op} node",
+            "a program calls functions only; insert nodes with Editor.call",
+        )
+    if node.op == "output" and not last:
+        raise refusal(
+            program,
+            node,
+            "the graph returns before its last node",
+            "insert nodes before the output node",
+        )
+
+
+def _check_call(program: Program, node: fx.Node, line: Line) -> None:
+    if not callable(line.target):
         raise refusal(
             program,
             node,
             f"%{node.name} calls {node.target!r}, which is not a function",
             "call an op of torch.ops",
         )
-    if "zc" not in node.meta or not stamp_of(node).made_by:
+    if line.stamped is None or not line.stamp.made_by:
         raise refusal(
             program,
             node,
             f"%{node.name} has no stamp of who made it",
             "insert nodes with Editor.call, which stamps them",
         )
-    if stamp_of(node).phase not in PHASES:
+    if line.stamp.phase not in PHASES:
         raise refusal(
             program,
             node,
-            f"%{node.name} is stamped with unknown phase {stamp_of(node).phase!r}",
+            f"%{node.name} is stamped with unknown phase {line.stamp.phase!r}",
             f"phases are {', '.join(PHASES)}",
         )
 

@@ -1,22 +1,24 @@
 """Types: each node's stored type is what its op returns for its operands, aliasing included."""
 
+from collections.abc import Hashable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from operator import getitem, is_
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import fx
 
 from zc import torch_private
 from zc.program.alike import Alike
+from zc.program.lines import Line, Lines, Reading
 from zc.program.nodes import tensors_of, value_of
 from zc.program.printer import print_type
 from zc.program.program import Program
-from zc.program.storages import storages_of
 from zc.program.types import derive, has_unbacked, same_type
 from zc.verify.diagnostic import refusal
 
-_VERIFIED = "zc_verified"
 _aten: Any = torch.ops.aten
 # Real kernels of these refuse operands of different dtypes; fake ones do not.
 _ONE_DTYPE = frozenset(
@@ -28,34 +30,60 @@ _ONE_DTYPE = frozenset(
 )
 
 
-def check(program: Program, *, full: bool = True) -> None:
+@dataclass
+class Known:
+    """What was found right under one fake mode: descriptions (``Alike.key``), and their types.
+
+    A description holds all that a result follows from: the op, its arguments, the types of its
+    operands and which of them share storage; and the result itself. It holds no node and no tensor.
+    """
+
+    types: dict[Any, int] = field(default_factory=dict)
+    right: set[Hashable] = field(default_factory=set)
+
+
+_known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
+
+
+def known_under(mode: Any) -> Known:
+    """What is known of ops under fake mode ``mode``; nothing where there is no mode."""
+    return Known() if mode is None else _known.setdefault(mode, Known())
+
+
+def check(program: Program, reading: Reading, *, full: bool = True) -> None:
     """Refuse a node whose stored type is not the one its op returns.
 
-    Where one node was found right, so are all that are alike (``zc.program.alike``).
+    Where one node was found right, so are all that are alike (``zc.program.alike``), here and in
+    later verifications under the same fake mode.
 
     Args:
-        program: the program; its nodes remember that they were found right.
+        program: the program.
+        reading: its lines, which remember that they were found right.
         full: look at every node; otherwise only at those that changed since they were last found
             right, or whose operands did.
 
     Raises:
         VerifyError: naming the node, its stored type and the derived one.
     """
-    for graph in program.graphs.values():
+    known = known_under(program.fake_mode)
+    for lines in reading.values():
         owners: dict[int, fx.Node] = {}
-        alike, right = Alike(), set()
-        for node in graph.nodes:
-            if node.op != "call_function":
-                _own(owners, node)
-                continue
-            evidence = _evidence(node)
-            if full or not _same(node.meta.get(_VERIFIED), evidence):
-                key = alike.key(node)
-                if key is None or key not in right:
-                    _check_node(program, node)
-                    right.add(key)
-                node.meta[_VERIFIED] = evidence
-            _check_fresh(program, node, owners)
+        alike = Alike(known.types)
+        for node, line in lines.items():
+            if line.calls:
+                operands = tuple([lines[source].value for source in line.sources])
+                if full or not _same(line.right, operands):
+                    _check_once(program, node, alike.key(node), known.right)
+                    line.right = operands
+            _own(program, line, lines, owners)
+
+
+def _check_once(program: Program, node: fx.Node, key: Hashable, right: set[Hashable]) -> None:
+    """Check ``node``, unless one that is alike was found ``right``."""
+    if key is None or key not in right:
+        _check_node(program, node)
+    if key is not None:
+        right.add(key)
 
 
 def _check_node(program: Program, node: fx.Node) -> None:
@@ -155,23 +183,19 @@ def _storage_of(node: fx.Node | None) -> str:
     return "no operand's storage" if node is None else f"the storage of %{node.name}"
 
 
-def _check_fresh(program: Program, node: fx.Node, owners: dict[int, fx.Node]) -> None:
-    """A storage that comes from no operand belongs to no earlier value."""
-    for key in storages_of(node):
+def _own(program: Program, line: Line, lines: Lines, owners: dict[int, fx.Node]) -> None:
+    """A storage that comes from no operand belongs to no earlier value; inputs may share one."""
+    node = line.node
+    for key in line.keys:
         if key not in owners:  # as are those of all operands
             owners[key] = node
-        elif not any(key in storages_of(source) for source in node.all_input_nodes):
+        elif line.calls and not any([key in lines[source].keys for source in line.sources]):
             raise refusal(
                 program,
                 node,
                 f"%{node.name} shares the storage of %{owners[key].name}, which it does not read",
                 "derive the type (Editor.call, retype); never copy meta",
             )
-
-
-def _own(owners: dict[int, fx.Node], node: fx.Node) -> None:
-    for key in storages_of(node):
-        owners.setdefault(key, node)
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -195,14 +219,6 @@ def _full_type(value: Any) -> str:
     return text if value.device.type == "cpu" else f"{text} on {value.device}"
 
 
-def _evidence(node: fx.Node) -> tuple[Any, ...]:
-    """What a node's type follows from, and the type: objects, each compared by identity.
-
-    A pass that changes an op, its arguments or a type puts another object in its place.
-    """
-    types = map(value_of, node.all_input_nodes)
-    return (node.target, node.args, node.kwargs, value_of(node), *types)
-
-
 def _same(before: tuple[Any, ...] | None, after: tuple[Any, ...]) -> bool:
+    """Whether operands have the types that they had: the same objects."""
     return before is not None and len(before) == len(after) and all(map(is_, before, after))

@@ -1,5 +1,6 @@
 """The verifier: every rule of DESIGN section 4; later rules rely on earlier ones."""
 
+from zc.program.lines import read
 from zc.program.program import Program
 from zc.verify import (
     collectives,
@@ -28,15 +29,16 @@ def verify(program: Program, *, full: bool = True, capped: bool = True) -> None:
     Raises:
         VerifyError: for the first broken rule: what, where, and what to do.
     """
-    structure.check(program)
-    loops.check(program)
-    phases.check(program)
-    randomness.check(program)
-    collectives.check(program)
-    types.check(program, full=full)
-    gathers.check(program)
-    ranks.check(program)
-    writes.check(program)
-    residency.check(program)
+    reading = read(program)
+    structure.check(program, reading)
+    loops.check(program, reading)
+    phases.check(program, reading)
+    randomness.check(program, reading)
+    collectives.check(program, reading)
+    types.check(program, reading, full=full)
+    gathers.check(program, reading)
+    ranks.check(program, reading)
+    writes.check(program, reading)
+    residency.check(program, reading)
     if capped:
         memory.check(program)

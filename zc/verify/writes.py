@@ -2,13 +2,13 @@
 
 from torch import fx
 
+from zc.program.lines import Lines, Reading
 from zc.program.nodes import input_of
 from zc.program.program import Program
-from zc.program.storages import storages_of, written_operands
 from zc.verify.diagnostic import refusal
 
 
-def check(program: Program) -> None:
+def check(program: Program, reading: Reading) -> None:
     """Refuse second writes to a parameter or state, and reads of a storage written before.
 
     A read through the result of the write itself means the new value and is allowed.
@@ -16,31 +16,29 @@ def check(program: Program) -> None:
     Raises:
         VerifyError: naming the second writer or the reader.
     """
-    for graph in program.graphs.values():
-        _check_graph(program, graph)
+    for lines in reading.values():
+        _check_lines(program, lines)
 
 
-def _check_graph(program: Program, graph: fx.Graph) -> None:
+def _check_lines(program: Program, lines: Lines) -> None:
     owned = {
         key: node
-        for node in graph.find_nodes(op="placeholder")
-        if input_of(node).kind in ("param", "state")
-        for key in storages_of(node)
+        for node, line in lines.items()
+        if node.op == "placeholder" and input_of(node).kind in ("param", "state")
+        for key in line.keys
     }
     writers: dict[int, fx.Node] = {}
     current: dict[int, set[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            continue
-        written = {key for operand in written_operands(node) for key in storages_of(operand)}
-        for key in written & writers.keys() & owned.keys():
+    for node, line in lines.items():
+        written = {key for operand in line.written for key in lines[operand].keys}
+        for key in written and written & writers.keys() & owned.keys():
             raise _second_write(program, node, writers[key], owned[key])
-        for source in node.all_input_nodes if writers else ():
-            for key in storages_of(source):
+        for source in line.sources if writers else ():
+            for key in lines[source].keys:
                 if key not in writers:
                     continue
                 _check_read(program, node, source, writers[key], current[key])
-                if key in storages_of(node):
+                if key in line.keys:
                     current[key].add(node)
         for key in written:
             writers[key], current[key] = node, {node}
