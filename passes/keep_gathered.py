@@ -38,7 +38,7 @@ from zc.program.collectives import (
 )
 from zc.program.copying import copy_program
 from zc.program.edit import Editor, erase_dead
-from zc.program.liveness import memory_timeline, peak_bytes
+from zc.program.liveness import live_bytes, peak_bytes
 from zc.program.loops import Loop, loop_by_node
 from zc.program.mesh import Mesh
 from zc.program.origins import Origins, Values
@@ -79,8 +79,7 @@ class KeepGathered(Pass):
         repeats = list(repeats_of(program, device))
         if not repeats:
             return "left alone: nothing is gathered a second time"
-        timeline = memory_timeline(program.graph, fused=program.fused)
-        live = [point.live_bytes for point in timeline]
+        live = live_bytes(program)
         limit = memory_limit(program, max(live), self.memory, 0)
         room = limit
         for _ in range(_TRIES):

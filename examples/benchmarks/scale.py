@@ -134,7 +134,7 @@ class Clock(Instrument):
         last = index == self._last
         before, self._standing = self._standing, Standing(program)
         if last or self._standing != before:
-            verify(program, full=last, capped=last)
+            verify(program, full=last, capped=last, reading=self._standing.reading)
         self._spent(CHECKS)
 
     def _spent(self, on: str) -> None:

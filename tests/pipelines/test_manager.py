@@ -1,6 +1,7 @@
 """The pass manager: order, time, verification, instruments, failures and skipping."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -202,7 +203,7 @@ class Idle(Pass):
 def test_what_a_pass_left_as_it_was_is_not_verified_again(monkeypatch: pytest.MonkeyPatch):
     found: list[tuple[bool, bool]] = []
 
-    def counted(program: Program, *, full: bool, capped: bool) -> None:
+    def counted(program: Program, *, full: bool, capped: bool, reading: Any) -> None:
         found.append((full, capped))
 
     monkeypatch.setattr("zc.pipelines.manager.verify_program", counted)

@@ -110,10 +110,11 @@ class _Lanes:
             self._issue(node, seconds)
         elif is_wait(node):
             self._wait(node)
-        else:
+        elif seconds:
             self._compute(node, seconds)
         phases, phase = self.timeline.phase_seconds, stamp_of(node).phase
-        phases[phase] = phases.get(phase, 0.0) + self.now - began
+        if self.now != began or phase not in phases:
+            phases[phase] = phases.get(phase, 0.0) + self.now - began
         self.timeline.ends.append(self.now)
 
     def finish(self) -> Timeline:
@@ -155,8 +156,7 @@ class _Lanes:
         while self._under_way and self._under_way[0][1] <= self.now:
             self._under_way.popleft()
         self.timeline.compute_seconds += seconds
-        if seconds:
-            self._busy(node, COMPUTE, start, self.now)
+        self._busy(node, COMPUTE, start, self.now)
 
     def _busy(self, node: fx.Node, lane: str, start: float, end: float) -> None:
         self.timeline.spans.append(Span(node, lane, start, end))

@@ -15,11 +15,12 @@ from torch import fx
 
 from zc.cost.device import Device
 from zc.cost.work import Work, work_of
-from zc.program.collectives import collective_of, is_collective, output_bytes
+from zc.program.collectives import collective_of, is_collective
 from zc.program.effects import is_effect
 from zc.program.kernels import FUSED_UPDATE, operand_lists, spec_of
 from zc.program.mesh import Mesh
 from zc.program.nodes import is_view, tensors_of
+from zc.program.sizes import sizes_of
 
 Runs = dict[fx.Node, int]
 
@@ -126,11 +127,15 @@ def in_memory(node: fx.Node, done: Work, runs: Runs) -> Work:
     if node not in runs or is_view(node):
         return done
     mine = runs[node]
-    sources = list(dict.fromkeys(node.all_input_nodes))
-    whole = sum(map(output_bytes, sources))
-    outside = sum(output_bytes(s) for s in sources if runs.get(_behind_views(s)) != mine)
+    whole = outside = 0
+    for source in node.all_input_nodes:
+        size = sizes_of(source).nbytes
+        whole += size
+        outside += size if runs.get(_behind_views(source)) != mine else 0
     read = done.read * outside // whole if whole else 0
     written = 0 if _read_only_in(node, mine, runs) else done.written
+    if read == done.read and written == done.written:
+        return done
     return replace(done, read=read, written=written)
 
 

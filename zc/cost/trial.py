@@ -15,9 +15,10 @@ from zc.cost.device import Device
 from zc.cost.simulate import Timeline, simulate
 from zc.cost.times import node_seconds, works_of
 from zc.errors import PipelineError
-from zc.program.liveness import memory_timeline, peak_bytes
+from zc.program.liveness import live_bytes
 from zc.program.places import put_back
 from zc.program.program import Program
+from zc.program.remembered import remembered
 from zc.program.units import Bytes
 
 _TRIES = 3
@@ -36,11 +37,10 @@ class Trial:
     def __init__(self, program: Program, device: Device) -> None:
         self._program, self._device = program, device
         self._order = list(program.graph.nodes)
-        self._works = works_of(program.graph)
+        self._works = remembered(program, "works", lambda: works_of(program.graph), in_order=False)
         self._costs = self._seconds()
         self.before = self.timeline()
-        timeline = memory_timeline(program.graph, fused=program.fused)
-        self.live = [point.live_bytes for point in timeline]
+        self.live = live_bytes(program)
         self._peak = max(self.live, default=0)
         self._last = self._order, self._peak
 
@@ -83,7 +83,7 @@ class Trial:
     def _peak_now(self) -> int:
         order = list(self._program.graph.nodes)
         if order != self._last[0]:
-            self._last = order, peak_bytes(self._program.graph, fused=self._program.fused)
+            self._last = order, max(live_bytes(self._program), default=0)
         return self._last[1]
 
     def settle(self, name: str, done: str, doing: str, limit: int) -> None:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from zc.program.analysis import reads_no_values
 from zc.program.collectives import hint, is_collective, is_wait
 from zc.program.nodes import is_view, tensors_of, value_of
+from zc.program.sizes import sizes_of
 
 aten: Any = torch.ops.aten
 _ATTENTION: dict[Any, Any] = {
@@ -56,14 +57,15 @@ def work_of(node: fx.Node) -> Work:
     outputs = tensors_of(node)
     if not outputs and not node.all_input_nodes:
         return Work()
-    written = sum(touched_bytes(t) for t in outputs)
-    read = sum(read_bytes(node, source) for source in dict.fromkeys(node.all_input_nodes))
+    sources = node.all_input_nodes
+    written = sizes_of(node).touched
+    read = 0 if reads_no_values(node) else sum([_read_bytes(node, s) for s in sources])
     counted = matrix_flops(node)
     dtype = str((outputs or _operands(node) or [torch.empty(())])[0].dtype).removeprefix("torch.")
     if counted is not None:
         attends = "attention" in str(node.target)
         return Work(counted, read, written, matrix=True, dtype=dtype, attention=attends)
-    elements = max((hint(t.numel()) for t in (*outputs, *_operands(node))), default=0)
+    elements = max([sizes_of(value).elements for value in (node, *sources)])
     return Work(elements, read, written, dtype=dtype)
 
 
@@ -78,23 +80,12 @@ def matrix_flops(node: fx.Node) -> int | None:
     return int(formula(*args, **kwargs, out_val=tree_map(_hinted, value_of(node))))
 
 
-def read_bytes(node: fx.Node, source: fx.Node) -> int:
+def _read_bytes(node: fx.Node, source: fx.Node) -> int:
     """Bytes of ``source`` that ``node`` reads: of a table that it looks rows up in, those rows."""
-    if reads_no_values(node):
-        return 0
-    size = sum(touched_bytes(t) for t in tensors_of(source))
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet in _LOOKUPS and source is node.args[0]:
-        return min(size, sum(touched_bytes(t) for t in tensors_of(node)))
+    size = sizes_of(source).touched
+    if source is node.args[0] and getattr(node.target, "overloadpacket", None) in _LOOKUPS:
+        return min(size, sizes_of(node).touched)
     return size
-
-
-def touched_bytes(tensor: torch.Tensor) -> int:
-    """Bytes that ``tensor`` shows: elements repeated by ``expand`` are one in memory."""
-    numel = 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        numel *= 1 if isinstance(stride, int) and stride == 0 and size != 0 else hint(size)
-    return numel * tensor.element_size()
 
 
 def _operands(node: fx.Node) -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ from zc.pipelines.instrument import Instrument
 from zc.pipelines.located import nearest
 from zc.pipelines.pipeline import PassPipeline
 from zc.program.copying import copy_program
+from zc.program.lines import Reading
 from zc.program.pass_base import Pass
 from zc.program.program import Program
 from zc.program.standing import Standing
@@ -75,8 +76,9 @@ def run_passes(
         last = index == len(passes)
         before, standing = standing, Standing(program)
         if last or standing != before:
+            when, reading = f"after pass {index}, '{item.name}'", standing.reading
             try:
-                _verify(program, f"after pass {index}, '{item.name}'", full=last, capped=last)
+                _verify(program, when, full=last, capped=last, reading=reading)
             except CapError as error:
                 raise CapError(f"{error}\n{_advice(logical, program, pipeline)}") from error
     with spending("instruments"):
@@ -121,10 +123,10 @@ def _run_one(item: Pass, index: int, program: Program) -> float:
     return time.perf_counter() - start
 
 
-def _verify(program: Program, when: str, *, full: bool, capped: bool) -> None:
+def _verify(program: Program, when: str, *, reading: Reading | None = None, **how: bool) -> None:
     try:
         with spending("verification"):
-            verify_program(program, full=full, capped=capped)
+            verify_program(program, reading=reading, **how)
     except VerifyError as error:
         raise type(error)(f"{when}: {error}") from error
 

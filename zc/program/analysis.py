@@ -53,11 +53,14 @@ def turns(graph: fx.Graph) -> dict[fx.Node, int]:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        number = isinstance(value_of(node), (torch.SymInt, torch.SymFloat, torch.SymBool))
-        if not (number or _writes(node)) and stamp_of(node).phase != phase:
+        if stamp_of(node).phase != phase and not (_is_size(node) or _writes(node)):
             turn, phase = turn + 1, stamp_of(node).phase
         found[node] = turn
     return found
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(value_of(node), (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def reads_no_values(node: fx.Node) -> bool:

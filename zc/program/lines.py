@@ -11,6 +11,7 @@ from its operands too (their types, their stamps) is in their lines. The program
 the nodes that it had when it was last read.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 from torch import fx
@@ -44,11 +45,13 @@ class Line:
         starts: whether it starts a collective; ``waits`` whether it waits for one.
         communicates: whether it does either, or its op is another of torch's for that.
         right: the types of its operands when the verifier last found its own type right.
+        described: what the verifier describes its type as, and for whom.
     """
 
     __slots__ = (
-        "args", "calls", "communicates", "draws", "given", "keys", "kwargs", "node", "phase",
-        "right", "sources", "stamp", "stamped", "starts", "target", "value", "waits", "written",
+        "args", "calls", "communicates", "described", "draws", "given", "keys", "kwargs", "node",
+        "phase", "right", "sources", "stamp", "stamped", "starts", "target", "value", "waits",
+        "written",
     )  # fmt: skip
 
     def __init__(self, node: fx.Node) -> None:
@@ -66,6 +69,7 @@ class Line:
         self.starts, self.waits = is_collective(node), is_wait(node)
         self.communicates = self.starts or (self.calls and communicates(node.target))
         self.right: tuple[Any, ...] | None = None
+        self.described: tuple[Any, Hashable] = None, None
 
     def holds(self) -> bool:
         """Whether the node still says what was read."""

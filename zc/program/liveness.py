@@ -20,6 +20,8 @@ from zc.program.collectives import (
 )
 from zc.program.fusion import Lives, fused_lives
 from zc.program.loops import loop_by_node
+from zc.program.program import Program
+from zc.program.remembered import remembered
 from zc.program.stamps import stamp_of
 from zc.program.storages import storages_of
 
@@ -67,6 +69,16 @@ def memory_timeline(graph: fx.Graph, *, fused: bool = False) -> list[MemoryPoint
     ``fused`` says whether regions are compiled, here and below: see ``zc.program.fusion``.
     """
     return timeline_of(graph, lives_of(graph, fused=fused))
+
+
+def live_bytes(program: Program) -> list[int]:
+    """Live bytes at every node of the graph of ``program``; worked out once for the same nodes."""
+
+    def find() -> list[int]:
+        timeline = memory_timeline(program.graph, fused=program.fused)
+        return [point.live_bytes for point in timeline]
+
+    return remembered(program, ("live bytes", program.fused), find)
 
 
 def timeline_of(graph: fx.Graph, lives: Mapping[int, Life]) -> list[MemoryPoint]:

@@ -46,6 +46,7 @@ class Program:
             name.
         updates: traced optimizer steps; the last argument of ``zc.update`` is an index into them.
         lines: what was last read of its nodes (``zc.program.lines``), by graph.
+        found: what was worked out of lines (``zc.program.remembered``).
     """
 
     name: str
@@ -66,6 +67,7 @@ class Program:
     updates: list[Update] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     lines: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def graph(self) -> fx.Graph:

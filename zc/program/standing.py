@@ -13,17 +13,22 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from zc.program.lines import read
+from zc.program.lines import Reading, read
 from zc.program.program import Program
 
-_UNCOUNTED = ("graphs", "notes", "lines")
+_UNCOUNTED = ("graphs", "notes", "lines", "found")
 
 
 class Standing:
-    """The objects of a program, in order; equal for as long as it has the same ones."""
+    """The objects of a program, in order; equal for as long as it has the same ones.
+
+    Attributes:
+        reading: the lines of its nodes.
+    """
 
     def __init__(self, program: Program) -> None:
-        self._objects = [*_nodes(program), *_tables(program)]
+        self.reading = read(program)
+        self._objects = [*_nodes(program, self.reading), *_tables(program)]
         self._identities = list(map(id, self._objects))
 
     def __eq__(self, other: object) -> bool:
@@ -32,8 +37,8 @@ class Standing:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _nodes(program: Program) -> Iterator[Any]:
-    for name, lines in read(program).items():
+def _nodes(program: Program, reading: Reading) -> Iterator[Any]:
+    for name, lines in reading.items():
         yield from (name, program.graphs[name])
         yield from lines.values()
 

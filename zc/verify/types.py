@@ -32,14 +32,28 @@ _ONE_DTYPE = frozenset(
 
 @dataclass
 class Known:
-    """What was found right under one fake mode: descriptions (``Alike.key``), and their types.
+    """What was found right under one fake mode: keys of nodes (``Alike.key``), and their types.
 
-    A description holds all that a result follows from: the op, its arguments, the types of its
-    operands and which of them share storage; and the result itself. It holds no node and no tensor.
+    A key holds all that a result follows from: the op, its arguments, the types of its operands and
+    which of them share storage; and the result itself. It holds no node and no tensor.
     """
 
     types: dict[Any, int] = field(default_factory=dict)
     right: set[Hashable] = field(default_factory=set)
+
+
+class Described(Alike):
+    """Keys of nodes by their ``lines``, which keep what their types were described as."""
+
+    def __init__(self, known: Known, lines: Lines) -> None:
+        super().__init__(known.types)
+        self._known, self._lines = known, lines
+
+    def _value(self, node: fx.Node) -> Hashable:
+        line = self._lines[node]
+        if line.described[0] is not self._known:
+            line.described = self._known, self._type(line.value)
+        return line.described[1]
 
 
 _known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
@@ -68,14 +82,22 @@ def check(program: Program, reading: Reading, *, full: bool = True) -> None:
     known = known_under(program.fake_mode)
     for lines in reading.values():
         owners: dict[int, fx.Node] = {}
-        alike = Alike(known.types)
+        described = Described(known, lines)
+        if full:
+            _forget(lines)
         for node, line in lines.items():
             if line.calls:
                 operands = tuple([lines[source].value for source in line.sources])
                 if full or not _same(line.right, operands):
-                    _check_once(program, node, alike.key(node), known.right)
+                    _check_once(program, node, described.key(node), known.right)
                     line.right = operands
             _own(program, line, lines, owners)
+
+
+def _forget(lines: Lines) -> None:
+    """Let all types be described anew."""
+    for line in lines.values():
+        line.described = None, None
 
 
 def _check_once(program: Program, node: fx.Node, key: Hashable, right: set[Hashable]) -> None:

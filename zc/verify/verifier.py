@@ -1,6 +1,6 @@
 """The verifier: every rule of DESIGN section 4; later rules rely on earlier ones."""
 
-from zc.program.lines import read
+from zc.program.lines import Reading, read
 from zc.program.program import Program
 from zc.verify import (
     collectives,
@@ -17,7 +17,9 @@ from zc.verify import (
 )
 
 
-def verify(program: Program, *, full: bool = True, capped: bool = True) -> None:
+def verify(
+    program: Program, *, full: bool = True, capped: bool = True, reading: Reading | None = None
+) -> None:
     """Refuse ``program`` unless it keeps all rules.
 
     Args:
@@ -25,11 +27,12 @@ def verify(program: Program, *, full: bool = True, capped: bool = True) -> None:
         full: check the type of every node; otherwise of those only that changed, or whose operands
             did, since a verification last found them right.
         capped: whether the peak must be within the program's cap already.
+        reading: the lines of the program, from whoever has just read it.
 
     Raises:
         VerifyError: for the first broken rule: what, where, and what to do.
     """
-    reading = read(program)
+    reading = read(program) if reading is None else reading
     structure.check(program, reading)
     loops.check(program, reading)
     phases.check(program, reading)
