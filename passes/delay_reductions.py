@@ -30,7 +30,7 @@ from zc.cost.windows import Window, latest
 from zc.program.collectives import COLLECTIVES, is_collective, is_wait, waits_of
 from zc.program.nodes import is_view
 from zc.program.pass_base import Kind, Pass
-from zc.program.places import Accesses, Group, Places, move, places_of
+from zc.program.places import Accesses, Group, Places, move, places_in
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
 from zc.program.storages import storages_of, written_operands
@@ -59,7 +59,7 @@ class DelayReductions(Pass):
             PipelineError: for a program without a device.
         """
         device = device_of(program, self.name)
-        places = places_of(program.graph)
+        places = places_in(program)
         tails = list(tails_of(places))
         movable = [tail for tail in tails if tail.window.first < tail.window.last]
         if not movable:
@@ -95,7 +95,7 @@ class Tail:
 
 def tails_of(places: Places) -> Iterator[Tail]:
     """What moves of each reduction, if it can, in the order of their waits."""
-    accesses = Accesses(places)
+    accesses = places.accesses
     starts = [n for n in places.nodes if is_collective(n)]
     starts = [n for n in starts if COLLECTIVES[n.target].lane == "reduce" and waits_of(n)]
     first = {start: min(places.number[wait] for wait in waits_of(start)) for start in starts}

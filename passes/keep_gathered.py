@@ -43,7 +43,7 @@ from zc.program.loops import Loop, loop_by_node
 from zc.program.mesh import Mesh
 from zc.program.origins import Origins, Values
 from zc.program.pass_base import Kind, Pass
-from zc.program.places import Accesses, Places, places_of
+from zc.program.places import Places, places_in
 from zc.program.program import Program
 from zc.program.stamps import PHASES, stamp_of
 from zc.program.storages import storages_of
@@ -121,8 +121,8 @@ class Repeat:
 
 def repeats_of(program: Program, device: Device) -> Iterator[Repeat]:
     """The gathers of ``program`` that bring what is there from an earlier phase."""
-    places, loops = places_of(program.graph), loop_by_node(program.graph)
-    origins, values = Origins(places, Accesses(places)), Values()
+    places, loops = places_in(program), loop_by_node(program.graph)
+    origins, values = Origins(places, places.accesses), Values()
     gathered: dict[Any, fx.Node] = {}
     for node in places.nodes:
         if not is_collective(node) or COLLECTIVES[node.target].op != "all_gather":

@@ -34,7 +34,7 @@ from zc.program.analysis import is_random
 from zc.program.collectives import COLLECTIVES, is_collective
 from zc.program.effects import is_effect
 from zc.program.pass_base import Kind, Pass
-from zc.program.places import Accesses, Group, Places, move, places_of
+from zc.program.places import Accesses, Group, Places, move, places_in
 from zc.program.program import Program
 from zc.program.storages import storages_of
 from zc.program.units import Bytes
@@ -59,7 +59,7 @@ class PrefetchGathers(Pass):
             PipelineError: for a program without a device.
         """
         device = device_of(program, self.name)
-        places = places_of(program.graph)
+        places = places_in(program)
         issues = list(issues_of(places))
         movable = [issue for issue in issues if issue.movable]
         if not movable:
@@ -176,7 +176,7 @@ class Planner:
 
 def issues_of(places: Places) -> Iterator[Issue]:
     """All collectives in order; those that are no gathers stay where they are."""
-    accesses, light = Accesses(places), made_from_inputs(places)
+    accesses, light = places.accesses, made_from_inputs(places)
     for number, node in enumerate(places.nodes):
         if not is_collective(node):
             continue

@@ -27,7 +27,7 @@ from torch import fx
 from zc.errors import PipelineError
 from zc.program.analysis import dependents, parameter_sources, sink, turns
 from zc.program.collectives import C10D, WAIT
-from zc.program.edit import Editor, erase_dead, node_name
+from zc.program.edit import Editor, Replaced, erase_dead, node_name
 from zc.program.loop_sums import reduce_behind_loop
 from zc.program.loops import loop_by_node
 from zc.program.nodes import value_of
@@ -40,6 +40,7 @@ from zc.program.stamps import stamp_of
 from zc.program.storages import storages_of, written_operands
 from zc.program.tables import Param
 from zc.program.units import Bytes
+from zc.program.updates import is_marker
 from zc.program.views import viewed_by
 from zc.state.markers import GRAD, PARAM
 
@@ -90,11 +91,13 @@ class ShardParams(Pass):
         else:
             reduce_when_complete(program.graph, grads)
         reads = program.graph.find_nodes(op="call_function", target=PARAM)
+        gone = Replaced({n for n in program.graph.nodes if n.op == "output" or is_marker(n)})
         for read in reads:
-            lower_read(edit, read)
+            gone.replace(read, lower_read(edit, read))
         loops = loop_by_node(program.graph)
         for grad in grads:
-            lower_gradient(edit, grad, summed=grad in loops)
+            gone.replace(grad, lower_gradient(edit, grad, summed=grad in loops))
+        gone.erase(program.graph)
         retype(program, program.graph)  # views of a marker's result share another storage now
         program.rules |= {"zero_stage": self.zero_stage, "kept_gathered": tuple(kept)}
 
@@ -195,8 +198,8 @@ def _same_phase(node: fx.Node, other: fx.Node) -> bool:
     return node.op == other.op == "call_function" and stamp_of(node).phase == stamp_of(other).phase
 
 
-def lower_read(edit: Editor, read: fx.Node) -> None:
-    """Replace ``zc.param`` by cast, gather, wait and unpacking."""
+def lower_read(edit: Editor, read: fx.Node) -> fx.Node:
+    """What takes the place of ``zc.param``: cast, gather, wait and unpacking."""
     param = edit.program.params[stamp_of(read).param]
     shard: Any = read.args[0]
     dtype: Any = read.args[5]
@@ -219,11 +222,11 @@ def lower_read(edit: Editor, read: fx.Node) -> None:
             value = unpack(edit.call, value, layout, name=f"{shard.name}_unpacked")
             if not early:
                 value = edit.call(aten._to_copy.default, value, dtype=dtype)
-    _replace(edit, read, value)
+    return value
 
 
-def lower_gradient(edit: Editor, grad: fx.Node, *, summed: bool) -> None:
-    """Replace ``zc.grad`` by cast, packing, reduction and wait.
+def lower_gradient(edit: Editor, grad: fx.Node, *, summed: bool) -> fx.Node:
+    """What takes the place of ``zc.grad``: cast, packing, reduction and wait.
 
     What is ``summed`` over micro-batches stays in the dtype of the reduction until then.
     """
@@ -254,12 +257,7 @@ def lower_gradient(edit: Editor, grad: fx.Node, *, summed: bool) -> None:
             value = edit.call(WAIT, reduce, name=f"{subject}_grad")
         if value_of(value).dtype != param.dtype and not summed:
             value = edit.call(aten._to_copy.default, value, dtype=param.dtype)
-    _replace(edit, grad, value)
-
-
-def _replace(edit: Editor, marker: fx.Node, value: fx.Node) -> None:
-    marker.replace_all_uses_with(value)
-    edit.graph.erase_node(marker)
+    return value
 
 
 def _is_whole(edit: Editor, grad: fx.Node) -> bool:

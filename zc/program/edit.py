@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from zc.program.derived import derivations_of
 from zc.program.nodes import set_input
@@ -107,6 +108,31 @@ def node_name(param: str) -> str:
 def replace_uses(old: fx.Node, new: fx.Node, keep: tuple[fx.Node, ...] = ()) -> None:
     """Make every user of ``old`` but those in ``keep`` (and ``new`` itself) read ``new``."""
     old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new and user not in keep)
+
+
+@dataclass
+class Replaced:
+    """Nodes that others take the place of, and that go when all of them are known.
+
+    ``wide`` are those that read very many of them, and whose operands are changed all at once: each
+    change looks at every operand.
+    """
+
+    wide: set[fx.Node]
+    instead: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all that reads ``old`` read ``new``; what is wide only does when old nodes go."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in self.wide)
+        self.instead[old] = new
+
+    def erase(self, graph: fx.Graph) -> None:
+        """Let wide nodes of ``graph`` read the new ones too, and erase the old ones."""
+        for node in graph.nodes:
+            if node in self.wide:
+                node.args = map_arg(node.args, lambda n: self.instead.get(n, n))
+        for old in self.instead:
+            graph.erase_node(old)
 
 
 def erase_dead(graph: fx.Graph, roots: list[fx.Node]) -> None:

@@ -26,12 +26,16 @@ def is_effect(node: fx.Node) -> bool:
     stays = _STAYS.get(node.target)
     if stays is None:
         stays = _STAYS[node.target] = _stays(node)
-    if stays or is_count(node) or any([is_number(value_of(n)) for n in node.all_input_nodes]):
+    value = value_of(node)
+    if stays or (not isinstance(value, torch.Tensor) and is_count(node)):
         return True
+    for source in node.all_input_nodes:
+        if is_number(value_of(source)):
+            return True
     if node.target is operator.getitem:
         source = node.args[0]
         return isinstance(source, fx.Node) and is_effect(source)
-    return isinstance(node.target, torch._ops.OpOverload) and has_unbacked(value_of(node))
+    return isinstance(node.target, torch._ops.OpOverload) and has_unbacked(value)
 
 
 def _stays(node: fx.Node) -> bool:

@@ -33,6 +33,7 @@ from zc.program.nodes import is_view, tensors_of
 from zc.program.storages import storages_of
 
 aten: Any = torch.ops.aten
+_ADD, _PRODUCT = aten.add.Tensor, aten.mm.default
 VIEW, INLINE, LOOP, SCATTER, CALL = "view", "inline", "loop", "scatter", "call"
 _INLINED = frozenset({
     "_fused_rms_norm", "_fused_rms_norm_backward", "_log_softmax", "_log_softmax_backward_data",
@@ -108,7 +109,8 @@ def fusion_of(graph: fx.Graph) -> Fusion:
         kinds = {node: kind_of(node) for node in run}
         if all(kind == VIEW for kind in kinds.values()):
             continue  # runs node by node
-        late = {n: p for n in run if (p := _product_added(n, kinds)) is not None}
+        added = (node for node in run if node.target is _ADD)
+        late = {n: p for n in added if (p := _product_added(n, kinds)) is not None}
         kinds.update(dict.fromkeys(late, CALL))
         found.inlined.update(late.values())
         found.kinds.update(kinds)
@@ -127,10 +129,10 @@ def fusion_of(graph: fx.Graph) -> Fusion:
 
 
 def _product_added(node: fx.Node, kinds: Mapping[fx.Node, str]) -> fx.Node | None:
-    """The matrix product that ``node`` alone reads, and adds something to: both are one call."""
-    if node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
+    """The matrix product that the sum ``node`` alone reads: both are one call."""
+    if node.kwargs.get("alpha", 1) != 1:
         return None
-    products = [s for s in node.all_input_nodes if s in kinds and s.target is aten.mm.default]
+    products = [s for s in node.all_input_nodes if s.target is _PRODUCT and s in kinds]
     alone = [product for product in products if len(product.users) == 1]
     return alone[0] if len(node.all_input_nodes) == 2 and len(alone) == 1 else None
 
@@ -141,12 +143,13 @@ def _runs(graph: fx.Graph) -> Iterator[list[fx.Node]]:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        early = is_count(node) and node.target is not BEGIN
-        if early and not any(source in run for source in node.all_input_nodes):
-            continue
         if not is_effect(node):
             run[node] = None
-        elif run:
+            continue
+        early = is_count(node) and node.target is not BEGIN
+        if early and run.keys().isdisjoint(node.all_input_nodes):
+            continue
+        if run:
             yield list(run)
             run = {}
     if run:
@@ -205,7 +208,7 @@ def _last_reads(graph: fx.Graph, fusion: Fusion) -> dict[fx.Node, int]:
     through: dict[fx.Node, int] = {}  # where what a node reads has been read
 
     def read_at(value: fx.Node, reader: fx.Node) -> int:
-        loop = loops.get(reader) if loops else None
+        loop = loops.get(reader)
         if loop is not None and loops.get(value) is not loop:
             return order[loop.end]
         return through.get(reader, order[reader])
@@ -215,10 +218,11 @@ def _last_reads(graph: fx.Graph, fusion: Fusion) -> dict[fx.Node, int]:
             continue
         own = everything = last = order[node]
         for reader in node.users:
-            place = read_at(node, reader)
-            everything = max(everything, place)
+            place = read_at(node, reader) if loops else through.get(reader, order[reader])
             item = reader.target is operator.getitem  # which lives on by itself
-            last = max(last, order[reader] if item else place)
+            end = order[reader] if item else place
+            everything = place if place > everything else everything
+            last = end if end > last else last
         lazy = node in inlined or kinds.get(node) == VIEW
         through[node] = everything if lazy else own
         found[node] = last

@@ -12,6 +12,7 @@ the nodes that it had when it was last read.
 """
 
 from collections.abc import Hashable
+from operator import is_
 from typing import Any
 
 from torch import fx
@@ -20,7 +21,7 @@ from zc.program.analysis import is_random
 from zc.program.collectives import communicates, is_collective, is_wait
 from zc.program.nodes import value_of
 from zc.program.program import Program
-from zc.program.stamps import BACKWARD, FORWARD, Stamp, stamp_of
+from zc.program.stamps import BACKWARD, FORWARD, PHASES, Stamp, stamp_of
 from zc.program.storages import storages_of, written_operands
 from zc.program.tables import Input
 
@@ -37,6 +38,7 @@ class Line:
             ``stamped`` is the stamp, if there is one, ``given`` what an input is bound to.
         stamp: of the node, the default one where it has none.
         calls: whether it calls a function.
+        formed: whether it does, and has a stamp that says who made it, in a phase that there is.
         phase: in which its value is made; inputs are there in forward, tangents in backward.
         draws: whether it draws from a generator behind the graph's back.
         sources: its operands, each once.
@@ -49,9 +51,9 @@ class Line:
     """
 
     __slots__ = (
-        "args", "calls", "communicates", "described", "draws", "given", "keys", "kwargs", "node",
-        "phase", "right", "sources", "stamp", "stamped", "starts", "target", "value", "waits",
-        "written",
+        "args", "calls", "communicates", "described", "draws", "formed", "given", "keys", "kwargs",
+        "node", "phase", "right", "sources", "stamp", "stamped", "starts", "target", "value",
+        "waits", "written",
     )  # fmt: skip
 
     def __init__(self, node: fx.Node) -> None:
@@ -61,6 +63,9 @@ class Line:
         self.given: Any = node.meta.get("zc_input")
         self.stamp: Stamp = stamp_of(node)
         self.calls = node.op == "call_function"
+        stamped = self.stamped is not None and bool(self.stamp.made_by)
+        called = self.calls and callable(node.target)
+        self.formed = called and stamped and self.stamp.phase in PHASES
         self.phase = self.stamp.phase if self.calls else _phase_of_input(self.given)
         self.draws = is_random(node)
         self.sources = tuple(node.all_input_nodes)
@@ -83,6 +88,19 @@ class Line:
             and self.target is node.target
             and self.given is meta.get("zc_input")
         )
+
+
+def found_right(node: fx.Node, lines: Lines) -> bool:
+    """Whether the verifier has found the type of ``node`` right, and nothing has changed since.
+
+    Args:
+        node: as it stands.
+        lines: of its graph, as they were last read.
+    """
+    line = lines.get(node)
+    if line is None or line.right is None or not line.holds():
+        return False
+    return all(map(is_, line.right, map(value_of, line.sources)))
 
 
 def _phase_of_input(given: Any) -> str:

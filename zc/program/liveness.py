@@ -125,15 +125,17 @@ def lives_of(graph: fx.Graph, *, fused: bool = False) -> dict[int, Life]:
     lives = fused_lives(graph) if fused else _plain_lives(graph, order)
     first: dict[int, tuple[fx.Node, int, int]] = {}
     last: dict[int, int] = {}
+    deaths, absent = lives.deaths, lives.absent
     for node, place in order.items():
         given = node.op in ("placeholder", "get_attr")
-        end = len(order) - 1 if given else lives.deaths.get(node, place)
+        end = len(order) - 1 if given else deaths.get(node, place)
         for key, size in storages_of(node).items():
-            if key in lives.absent:
+            if key in absent:
                 continue
             if key not in first:
-                first[key] = node, size, 0 if given else place
-            last[key] = max(end, last.get(key, 0))
+                first[key], last[key] = (node, size, 0 if given else place), end
+            elif end > last[key]:
+                last[key] = end
     for start in filter(is_collective, graph.nodes):
         end = _end_of(start, order)
         for key in (k for operand in start.all_input_nodes for k in storages_of(operand)):

@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from operator import getitem
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils.flop_counter import flop_registry
 from zc.program.effects import is_effect
 from zc.program.loops import BEGIN, END
 from zc.program.nodes import value_of
+from zc.program.program import Program
+from zc.program.remembered import remembered
 from zc.program.stamps import FORWARD, stamp_of
 from zc.program.storages import storages_of, written_operands
 
@@ -44,6 +47,11 @@ class Places:
     ends: list[int]
     gaps: list[int]
 
+    @cached_property
+    def accesses(self) -> "Accesses":
+        """Who reads and writes which storage."""
+        return Accesses(self)
+
     def gap_from(self, place: int) -> int:
         """The first gap at ``place`` or behind it; the last place when there is none."""
         found = bisect_left(self.gaps, place)
@@ -53,6 +61,11 @@ class Places:
         """The last gap at ``place`` or before it; the first place when there is none."""
         found = bisect_right(self.gaps, place)
         return self.gaps[found - 1] if found else 0
+
+
+def places_in(program: Program) -> Places:
+    """The places of the graph of ``program``; worked out once for the same nodes."""
+    return remembered(program, "places", lambda: places_of(program.graph))
 
 
 def places_of(graph: fx.Graph) -> Places:

@@ -7,6 +7,7 @@ from torch import fx
 
 from zc.program.alike import Alike
 from zc.program.derived import derivations_of
+from zc.program.lines import found_right
 from zc.program.nodes import value_of
 from zc.program.program import Program
 from zc.program.storages import storages_of
@@ -16,15 +17,18 @@ from zc.program.types import has_unbacked
 def retype(program: Program, graph: fx.Graph) -> None:
     """Derive the type of every computed node of ``graph`` anew, in order.
 
-    A type that is right stays the object that it is. It is known to be right where a node that is
-    alike was derived and found right; what is in a storage of its own may then stay there.
+    A type that is right stays the object that it is. It is known to be right where the verifier
+    found it right and nothing has changed since, or where a node that is alike was derived and
+    found right; what is in a storage of its own may then stay there.
     """
     shape_env = program.fake_mode.shape_env
     quiet = nullcontext() if shape_env is None else shape_env.ignore_fresh_unbacked_symbols()
     alike, right, seen = Alike(), set[Hashable](), set[int]()
+    lines = next((program.lines.get(n, {}) for n, g in program.graphs.items() if g is graph), {})
     with quiet:
         for node in graph.nodes:
-            if node.op == "call_function" and not has_unbacked(value_of(node)):
+            computed = node.op == "call_function" and not has_unbacked(value_of(node))
+            if computed and not found_right(node, lines):
                 _settle(program, node, alike, right, seen)
             seen.update(storages_of(node))
 

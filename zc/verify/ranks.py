@@ -56,9 +56,12 @@ def check(program: Program, reading: Reading) -> None:
             if node.op == "output":
                 continue
             operands = [places[source] for source in line.sources]
-            place = places[node] = _place(program, line, operands)
-            if any([operand.shard for operand in operands]):
-                _check_read(program, node, places)
+            if operands and _all_as_first(operands) and _only_computes(line):
+                place = places[node] = operands[0]
+            else:
+                place = places[node] = _place(program, line, operands)
+                if any([operand.shard for operand in operands]):
+                    _check_read(program, node, places)
             if place.reductions > 1:
                 _check_reduction(program, node)
             if line.written and place.own and not place.reductions:
@@ -71,9 +74,6 @@ def _place(program: Program, line: Line, operands: list[Place]) -> Place:
     node = line.node
     if node.op == "placeholder":
         return _input_place(program, node)
-    computes = not line.communicates and node.target is not GRAD and node.target is not PARAM
-    if computes and operands and _all_as_first(operands):
-        return operands[0]
     reductions = max([0, *[p.reductions for p in operands]])
     if is_gradient_reduction(node):
         return _place_of(False, reductions + 1, "")
@@ -83,10 +83,14 @@ def _place(program: Program, line: Line, operands: list[Place]) -> Place:
     return _place_of(any([p.own for p in operands]), reductions, shards[0] if shards else "")
 
 
+def _only_computes(line: Line) -> bool:
+    return not line.communicates and line.target is not GRAD and line.target is not PARAM
+
+
 def _all_as_first(operands: list[Place]) -> bool:
     """Whether all operands are as one that is no shard: so is what is computed from them."""
     first = operands[0]
-    return not first.shard and all([operand is first for operand in operands])
+    return not first.shard and (len(operands) == 1 or operands.count(first) == len(operands))
 
 
 _place_of = lru_cache(Place)  # few differ, and many nodes are asked for

@@ -45,10 +45,10 @@ def _check_order(program: Program, lines: Lines) -> None:
                 f"%{node.name} reads %{source.name} before it is defined",
                 "insert a node behind everything it reads",
             )
-        if line.calls:
-            _check_call(program, node, line)
-        else:
+        if not line.calls:
             _check_kind(program, node, node is last)
+        elif not line.formed:
+            _check_call(program, node, line)
         defined.add(node)
 
 
@@ -71,6 +71,7 @@ def _check_kind(program: Program, node: fx.Node, last: bool) -> None:
 
 
 def _check_call(program: Program, node: fx.Node, line: Line) -> None:
+    """A function of ours or of torch is called, and the node is stamped."""
     if not callable(line.target):
         raise refusal(
             program,
