@@ -50,6 +50,26 @@ def test_is_fake():
     assert not torch_private.is_fake(torch.empty(2))
 
 
+def test_fake_empty():
+    """Tried on torch 2.13."""
+    mode = torch_private.fake_mode_of([])
+    for size in ((), (5,), (2, 3, 4), (0, 3), (3, 0, 2)):
+        for device in (torch.device("cpu"), torch.device("meta")):
+            made = torch_private.fake_empty(mode, size, torch.bfloat16, device)
+            with mode:
+                expected = torch.empty(size, dtype=torch.bfloat16, device=device)
+            for value in (made, expected):
+                assert torch_private.is_fake(value)
+                assert (tuple(value.shape), value.dtype, value.device) == (
+                    size,
+                    torch.bfloat16,
+                    device,
+                )
+            assert made.stride() == expected.stride()
+            assert made.untyped_storage().nbytes() == expected.untyped_storage().nbytes()
+            assert made.requires_grad == expected.requires_grad
+
+
 def test_fake_strided():
     """Tried on 2.13: what ops return is made without running them."""
     mode = torch_private.fake_mode_of([])

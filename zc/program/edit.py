@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from zc import torch_private
 from zc.program.derived import derivations_of
 from zc.program.nodes import set_input
 from zc.program.program import Program
@@ -87,8 +87,8 @@ def state_input(program: Program, entry: State, behind: fx.Node | None = None) -
     set_stamp(node, Stamp(param=entry.param))
     node.meta["val"] = NUMBER
     if entry.dtype is not None:
-        with program.fake_mode:
-            node.meta["val"] = torch.empty(entry.shape, dtype=entry.dtype, device=entry.device)
+        plain = entry.shape, entry.dtype, entry.device
+        node.meta["val"] = torch_private.fake_empty(program.fake_mode, *plain)
     return node
 
 

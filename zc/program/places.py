@@ -137,12 +137,8 @@ class Accesses:
         self._reads: dict[int, list[int]] = {}
         self._writes: dict[int, list[int]] = {}
         for i, node in enumerate(places.nodes):
-            for table, values in (
-                (self._reads, [node] if node.target is getitem else node.all_input_nodes),
-                (self._writes, written_operands(node)),
-            ):
-                for key in dict.fromkeys(k for value in values for k in storages_of(value)):
-                    table.setdefault(key, []).append(i)
+            _enter(self._reads, i, [node] if node.target is getitem else node.all_input_nodes)
+            _enter(self._writes, i, written_operands(node))
 
     def last_write(self, keys: Iterable[int], before: int) -> int:
         """The last node before number ``before`` that writes to one of ``keys``; -1 for none."""
@@ -165,6 +161,15 @@ class Accesses:
     def next_write(self, keys: Iterable[int], behind: int, own: set[int]) -> int | None:
         """The first node behind ``behind``, none of ``own``, that writes to one of ``keys``."""
         return _next([self._writes[k] for k in keys if k in self._writes], behind, own)
+
+
+def _enter(table: dict[int, list[int]], number: int, values: list[fx.Node]) -> None:
+    """Add ``number``, the last so far, once to the row of each storage of ``values``."""
+    for value in values:
+        for key in storages_of(value):
+            row = table.setdefault(key, [])
+            if not row or row[-1] != number:
+                row.append(number)
 
 
 def _next(rows: list[list[int]], behind: int, own: set[int]) -> int | None:

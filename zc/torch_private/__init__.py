@@ -31,6 +31,7 @@ from zc.torch_private.dynamo import (
     trace_backward,
 )
 from zc.torch_private.fakes import (
+    fake_empty,
     fake_mode_of,
     fake_strided,
     has_symbols,
@@ -72,6 +73,7 @@ __all__ = [
     "cpp_compiler",
     "default_store",
     "dynamo_input_index",
+    "fake_empty",
     "fake_mode_of",
     "fake_strided",
     "fake_world",

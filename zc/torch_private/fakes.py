@@ -62,6 +62,16 @@ def fake_strided(
     return FakeTensor(mode, shadow, device)
 
 
+def fake_empty(
+    mode: FakeTensorMode, size: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """What ``torch.empty`` returns under ``mode``, without running it."""
+    strides = [1]
+    for length in reversed(size[1:]):
+        strides.append(strides[-1] * max(length, 1))
+    return fake_strided(mode, size, strides[::-1][: len(size)], dtype, device)
+
+
 def has_symbols(tensor: torch.Tensor) -> bool:
     """Whether a size, a stride or the offset of ``tensor`` is a symbol."""
     return tensor._has_symbolic_sizes_strides
