@@ -92,8 +92,10 @@ class KeepGathered(Pass):
             if over <= 0:
                 break
             room -= over  # regions are others without the gathers, and hold other values
+        if over > 0:
+            return idle_note("keeping parameters gathered", limit)
         before, after = (simulate(p, device, memory=False) for p in (program, rehearsed))
-        if over > 0 or not shorter(after, before):
+        if not shorter(after, before):
             return idle_note("keeping parameters gathered", limit)
         keep(program, chosen, self.name)
         done = f"{len(chosen)} of {len(repeats)} gathers are not repeated"
