@@ -15,7 +15,8 @@ A value kept lives from its last read in forward to the gather that it replaces.
 is a knapsack problem, solved exactly (``zc.cost.knapsack``): the most seconds of gathers in the
 bytes that are free at every moment at which they are kept. Nothing else is kept: what is computed
 from a gathered value is computed again in backward. A bucket is one gather. The program stays as it
-is without a memory limit to fill, and where its predicted time would not fall.
+is without a memory limit to fill, and where its predicted time would not fall. What has been
+decided for the same collectives before (``zc.program.decisions``) is done again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ from zc.program.collectives import (
     waits_of,
 )
 from zc.program.copying import copy_program
+from zc.program.decisions import decision_key, starts_of
 from zc.program.edit import Editor, erase_dead
 from zc.program.liveness import live_bytes, peak_bytes
 from zc.program.loops import Loop, loop_by_node
@@ -79,13 +81,32 @@ class KeepGathered(Pass):
         repeats = list(repeats_of(program, device))
         if not repeats:
             return "left alone: nothing is gathered a second time"
+        key, starts = decision_key(program, self.name), starts_of(program.graph)
+        nodes = places_in(program).nodes
+        decided = program.decisions.get(key)
+        if decided is not None:
+            wanted = {starts[number] for number in decided}
+            chosen = [repeat for repeat in repeats if nodes[repeat.start] in wanted]
+            keep(program, chosen, self.name)
+            return f"{len(chosen)} of {len(repeats)} gathers are not repeated, as decided before"
+        chosen, said = self._chosen(program, device, repeats)
+        kept = {nodes[repeat.start] for repeat in chosen}
+        program.decisions[key] = tuple(i for i, start in enumerate(starts) if start in kept)
+        keep(program, chosen, self.name)
+        return said
+
+    def _chosen(
+        self, program: Program, device: Device, repeats: Sequence["Repeat"]
+    ) -> tuple[list["Repeat"], str]:
+        """What to keep, and what to say of it."""
         live = live_bytes(program)
         limit = memory_limit(program, max(live), self.memory, 0)
+        idle = [], idle_note("keeping parameters gathered", limit)
         room = limit
         for _ in range(_TRIES):
             chosen = choose(repeats, live, room)
             if not chosen:
-                return idle_note("keeping parameters gathered", limit)
+                return idle
             rehearsed = copy_program(program)
             keep(rehearsed, chosen, self.name)
             over = peak_bytes(rehearsed.graph, fused=program.fused) - max(limit, *live)
@@ -93,13 +114,12 @@ class KeepGathered(Pass):
                 break
             room -= over  # regions are others without the gathers, and hold other values
         if over > 0:
-            return idle_note("keeping parameters gathered", limit)
+            return idle
         before, after = (simulate(p, device, memory=False) for p in (program, rehearsed))
         if not shorter(after, before):
-            return idle_note("keeping parameters gathered", limit)
-        keep(program, chosen, self.name)
+            return idle
         done = f"{len(chosen)} of {len(repeats)} gathers are not repeated"
-        return done_note(done, limit, before, after)
+        return chosen, done_note(done, limit, before, after)
 
 
 @dataclass(frozen=True)
@@ -207,6 +227,8 @@ def rooms_of(ranked: Sequence[Repeat], live: Sequence[int], limit: int) -> list[
 
 def keep(program: Program, repeats: Sequence[Repeat], made_by: str) -> None:
     """Read the earlier values in the place of ``repeats``, whose gathers go."""
+    if not repeats:
+        return
     graph, params = program.graph, set(program.rules.get("kept_gathered", ()))
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     kept: dict[int, int] = {}

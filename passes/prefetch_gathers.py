@@ -15,7 +15,8 @@ backward. Each starts at the first place that memory allows, which is the best p
 (``zc.cost.windows`` says why); then as late as costs no time (``zc.cost.slack``), which holds less
 memory. Where gathers and reductions share one lane, starting behind the reductions before them is
 tried as well as starting ahead of them. The program stays as it is where its predicted time would
-not fall.
+not fall. An order that has been decided for the same collectives before (``zc.program.decisions``)
+is taken again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from zc.cost.trial import Trial, device_of, memory_limit
 from zc.cost.windows import Window, earliest
 from zc.program.analysis import is_random
 from zc.program.collectives import COLLECTIVES, is_collective
+from zc.program.decisions import decision_key, starts_of
 from zc.program.effects import is_effect
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import Accesses, Group, Places, move, places_in
@@ -65,6 +67,12 @@ class PrefetchGathers(Pass):
         if not movable:
             program.notes.append(f"{self.name}: left alone: there is no gather to move")
             return
+        key, starts = decision_key(program, self.name), starts_of(program.graph)
+        decided = program.decisions.get(key)
+        if decided is not None:
+            move(places, in_order(issues, decided))
+            program.notes.append(f"{self.name}: gathers start in the order that was decided before")
+            return
         trial = Trial(program, device)
         live = trial.live
         largest = max(issue.window.nbytes for issue in movable)
@@ -79,6 +87,8 @@ class PrefetchGathers(Pass):
         plan = trial.within(limit, place)
         done = f"{plan.moved()} of {len(movable)} gathers start earlier"
         trial.settle(self.name, done, "starting gathers earlier", limit)
+        numbers = {start: number for number, start in enumerate(starts)}
+        program.decisions[key] = tuple(numbers[start] for start in starts_of(program.graph))
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,21 @@ class Planner:
             mine = set(plan.issues)
             found += [(i.window.last, 1, i) for i in issues if i not in mine]
         return sorted(found, key=lambda item: item[:2])
+
+
+def in_order(issues: Sequence[Issue], order: Sequence[int]) -> list[Group]:
+    """The nodes to move so that ``issues`` start in ``order``, by number: as late as that allows.
+
+    Only gathers move, so those that do not must keep their order.
+    """
+    groups: list[Group] = []
+    bound = max(issue.window.last for issue in issues)
+    for number in reversed(order):
+        issue = issues[number]
+        bound = max(min(bound, issue.window.last), issue.window.first)
+        if issue.movable:
+            groups.append((bound, issue.nodes))
+    return groups[::-1]
 
 
 def issues_of(places: Places) -> Iterator[Issue]:

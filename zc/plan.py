@@ -28,12 +28,17 @@ POLL_SECONDS = 0.01
 
 
 @dataclass
-class _Function:
-    """One function of one model: tokens of the parameters it reads and the plans it has had."""
+class Function:
+    """One function of one model on ``ranks``: tokens of the parameters it reads, its plans so far.
+
+    ``decisions`` are those of its passes (``zc.program.decisions``).
+    """
 
     key: str
+    ranks: list[int]
     params: list[object] = field(default_factory=list)
     plans: list[str] = field(default_factory=list)
+    decisions: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def reads(self, tokens: Sequence[object]) -> bool:
         """Whether one of ``tokens`` stands for a parameter of this function."""
@@ -45,7 +50,7 @@ class _Known:
     """What has been agreed through one store: a new process group agrees anew."""
 
     store: Any = None
-    functions: dict[str, list[_Function]] = field(default_factory=dict)
+    functions: dict[str, list[Function]] = field(default_factory=dict)
 
 
 _known = _Known()
@@ -61,17 +66,15 @@ def agree(program: Program, tokens: Sequence[object]) -> None:
     Raises:
         PlanError: when ranks disagree, on every rank; the message names the first difference.
     """
-    if not dist.is_initialized() or dist.get_backend() == "fake":
-        return
     plan = communication_plan(program)
-    if not plan:
+    if not plan or not has_peers():
         return
     lines = [str(entry) for entry in plan]
     if program.device is not None and program.device.ways:
         lines.append(f"ways of {program.device.name}: {ways_text(program.device.ways)}")
     ranks = sorted({r for e in plan for r in dist.get_process_group_ranks(group_of(e.axis))})
     tokens = list(tokens)
-    function = _find(program, tokens, ranks)
+    function = find(program, tokens, ranks)
     text = "\n".join(lines)
     if text in function.plans:
         return
@@ -81,12 +84,18 @@ def agree(program: Program, tokens: Sequence[object]) -> None:
     _compare(f"{function.key}/{number}", lines, program.name, len(ranks), recompile=number > 0)
 
 
+def has_peers() -> bool:
+    """Whether there are other ranks, in other processes."""
+    return dist.is_initialized() and dist.get_backend() != "fake"
+
+
 def token(param: torch.Tensor) -> object:
     """An object that stands for ``param``: weak references would keep ``model.to`` from working."""
     return vars(param).setdefault("_zc_plan_token", object())
 
 
-def _find(program: Program, tokens: Sequence[object], ranks: list[int]) -> _Function:
+def find(program: Program, tokens: Sequence[object], ranks: list[int]) -> Function:
+    """The function that ``program`` is a compilation of, a new one if there is none."""
     store = torch_private.default_store()
     if store is not _known.store:
         _known.store, _known.functions = store, {}
@@ -96,7 +105,7 @@ def _find(program: Program, tokens: Sequence[object], ranks: list[int]) -> _Func
     for function in functions:
         if function.reads(tokens) or not (tokens or function.params):
             return function
-    function = _Function(f"{base}#{len(functions)}")
+    function = Function(f"{base}#{len(functions)}", ranks)
     functions.append(function)
     return function
 

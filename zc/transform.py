@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from zc import plan
+from zc import agreed, plan
 from zc.capture.session import current_session
 from zc.clock import spending
 from zc.comm.choice import use_measured
@@ -78,12 +78,17 @@ def transform(
     instruments = dump_instruments(settings.dump, pipeline)
     if pipeline.cuda_graph:
         instruments = (_NoteRecording(), *instruments)
+    runs = current_session().runs
+    if runs:
+        with spending("agreement of ranks"):
+            agreed.adopt(program, tokens)
     run_passes(program, pipeline, instruments, verify=settings.verify)
-    if current_session().runs:
+    if runs:
         if pipeline.cuda_graph:
             refuse_unrecordable(program)
             say_if_symbolic(program)
         with spending("agreement of ranks"):
+            agreed.publish(program, tokens)
             plan.agree(program, tokens)
         if program.device is not None and program.device.ways:
             use_measured(table_of(program.device))  # the same on all ranks, which have agreed

@@ -17,6 +17,7 @@ def copy_program(program: Program) -> Program:
         state=dict(program.state),
         constants=dict(program.constants),
         rules=dict(program.rules),
+        decisions=dict(program.decisions),
         updates=list(program.updates),
         notes=list(program.notes),
     )

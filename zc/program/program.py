@@ -44,6 +44,8 @@ class Program:
             ``"kept_gathered": ("ln.weight",)``).
         notes: what passes say of their work for dumps, one line each, beginning with the pass's
             name.
+        decisions: what passes have decided about communication, or must follow
+            (``zc.program.decisions``).
         updates: traced optimizer steps; the last argument of ``zc.update`` is an index into them.
         lines: what was last read of its nodes (``zc.program.lines``), by graph.
         found: what was worked out of lines (``zc.program.remembered``).
@@ -64,6 +66,7 @@ class Program:
     device: Device | None = None
     fused: bool = False
     rules: dict[str, Any] = field(default_factory=dict)
+    decisions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     lines: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -1,0 +1,102 @@
+"""Decisions about communication that depend on a batch: made by one rank once, followed by all.
+
+Passes weigh memory and time by the sizes of a batch (``zc.program.decisions``), and ranks may have
+batches of different sizes. Where they have the same, each decides for itself, and the same. Where
+not, the first rank decides: the others wait for what it publishes in the process group's store. A
+recompile, for a batch of another size, follows what was decided at first, so that it starts the
+same collectives as ranks that have nothing to recompile.
+
+Whoever follows holds what it needs for that in memory, whatever it would have decided: a memory cap
+is checked at the end as always. What is waited for is waited for ``AGREE_SECONDS`` at most; then a
+rank decides alone, and ``zc.plan`` compares.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from zc import torch_private
+from zc.comm.groups import group_of
+from zc.plan import AGREE_SECONDS, POLL_SECONDS, Function, find, has_peers
+from zc.program.collectives import hint
+from zc.program.nodes import input_of, tensors_of, value_of
+from zc.program.program import Program
+
+_SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def adopt(program: Program, tokens: Sequence[object]) -> None:
+    """Note in ``program``, before its passes, what they must follow.
+
+    Args:
+        program: as captured.
+        tokens: those of the parameters it reads, see ``zc.plan``.
+    """
+    function = _function(program, tokens)
+    if function is None:
+        return
+    if not function.plans and not function.decisions:
+        function.decisions |= _of_first_rank(function, sizes_of_batch(program))
+    function.params += tokens
+    program.decisions |= function.decisions
+
+
+def publish(program: Program, tokens: Sequence[object]) -> None:
+    """Keep what the passes of ``program`` have decided, for other ranks and for recompiles."""
+    function = _function(program, tokens)
+    if function is None:
+        return
+    if not function.plans and dist.get_rank() == function.ranks[0]:
+        store = torch_private.default_store()
+        store.set(f"{function.key}/decisions", json.dumps(program.decisions))
+    function.decisions |= program.decisions
+
+
+def sizes_of_batch(program: Program) -> str:
+    """The sizes that may differ by rank: of what is neither a parameter nor state."""
+    given = [n for n in program.placeholders() if input_of(n).kind not in ("param", "state")]
+    lines = []
+    for node in given:
+        value = value_of(node)
+        shapes = [[hint(size) for size in tensor.shape] for tensor in tensors_of(node)]
+        lines.append(str(hint(value)) if isinstance(value, torch.SymInt) else str(shapes))
+    return "\n".join(lines)
+
+
+def _function(program: Program, tokens: Sequence[object]) -> Function | None:
+    """The function that decisions are for; ``None`` where there is nobody to agree with."""
+    if not has_peers() or all(p.layout.replicated for p in program.params.values()):
+        return None
+    axes = [axis for axis, _ in program.mesh.axes]
+    ranks = sorted({r for axis in axes for r in dist.get_process_group_ranks(group_of(axis))})
+    return find(program, tokens, ranks) if len(ranks) > 1 else None
+
+
+def _of_first_rank(function: Function, sizes: str) -> dict[str, tuple[int, ...]]:
+    """What the first rank has decided, where its batch has other ``sizes`` than this rank's."""
+    store = torch_private.default_store()
+    if dist.get_rank() == function.ranks[0]:
+        store.set(f"{function.key}/sizes", sizes)
+        return {}
+    if not _waited(f"{function.key}/sizes"):
+        return {}
+    if store.get(f"{function.key}/sizes").decode() == sizes:
+        return {}
+    if not _waited(f"{function.key}/decisions"):
+        return {}
+    decisions = json.loads(store.get(f"{function.key}/decisions"))
+    return {key: tuple(numbers) for key, numbers in decisions.items()}
+
+
+def _waited(key: str) -> bool:
+    """Whether ``key`` has come within ``AGREE_SECONDS``."""
+    store = torch_private.default_store()
+    deadline = time.monotonic() + AGREE_SECONDS
+    while not store.check([key]):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
