@@ -13,9 +13,9 @@ import hashlib
 from torch import fx
 
 from zc.program.collectives import is_collective
+from zc.program.nodes import value_of
 from zc.program.printer import print_type
 from zc.program.program import Program
-from zc.program.nodes import value_of
 from zc.program.stamps import stamp_of
 
 
