@@ -110,19 +110,22 @@ def assert_bytes(runs: list[Run], folder: Path, case: Case) -> None:
         full = sum(p.numel() for p in CASES[case.model].model().parameters()) * ITEM
         assert wire == {"all_reduce": 2 * full * (WORLD - 1) // WORLD}
         return
-    share = sharded_bytes(case.model) * (WORLD - 1) // WORLD
+    sharded, vectors = sharded_bytes(case.model)
+    share = sharded * (WORLD - 1) // WORLD
     gathers, reductions = {1: (1, 1), 2: (1, COUNT), 3: (2 * COUNT, COUNT)}[case.stage]
-    unread = COUNT * EMBEDDING if case.stage == 3 and case.model == "llama" else 0
+    unread = EMBEDDING if case.model == "llama" else 0
+    kept = COUNT * (unread + vectors * (WORLD - 1) // WORLD) if case.stage == 3 else 0
     assert wire["reduce_scatter"] == reductions * share
-    assert wire["all_gather"] == gathers * share - unread
+    assert wire["all_gather"] == gathers * share - kept
 
 
-def sharded_bytes(name: str) -> int:
-    """Bytes of all sharded parameters, padding included."""
+def sharded_bytes(name: str) -> tuple[int, int]:
+    """Bytes of all sharded parameters, padding included, and of those that are vectors."""
     with fake_world(WORLD):
-        found = [spec_of(p) for p in zc.shard(CASES[name].model()).parameters()]
-    layouts = [spec.layout for spec in found if spec is not None]
-    return sum(x.storage_numel * WORLD for x in layouts if not x.replicated) * ITEM
+        params = list(zc.shard(CASES[name].model()).parameters())
+    found = [(p.ndim, spec.layout) for p in params if (spec := spec_of(p)) is not None]
+    sizes = [(n, x.storage_numel * WORLD * ITEM) for n, x in found if not x.replicated]
+    return sum(size for _, size in sizes), sum(size for n, size in sizes if n == 1)
 
 
 @pytest.mark.timeout(600)
