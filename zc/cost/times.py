@@ -16,7 +16,7 @@ from torch import fx
 from zc.cost.device import Device
 from zc.cost.work import Work, work_of
 from zc.program.collectives import collective_of, is_collective
-from zc.program.effects import is_effect
+from zc.program.effects import effects_of
 from zc.program.kernels import FUSED_UPDATE, operand_lists, spec_of
 from zc.program.mesh import Mesh
 from zc.program.nodes import is_view, tensors_of
@@ -35,8 +35,7 @@ class Works:
 
 def works_of(graph: fx.Graph) -> Works:
     """What the nodes of ``graph`` do."""
-    calls = (node for node in graph.nodes if node.op == "call_function")
-    return Works({node: work(node) for node in graph.nodes}, set(filter(is_effect, calls)))
+    return Works({node: work(node) for node in graph.nodes}, effects_of(graph))
 
 
 def node_seconds(

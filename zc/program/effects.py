@@ -18,24 +18,40 @@ from zc.program.rounding import ROUND_STOCHASTIC
 from zc.program.types import has_unbacked
 from zc.program.updates import is_number
 
-_STAYS: dict[Any, bool] = {}  # by op
+_STAYS: dict[int, tuple[Any, bool]] = {}  # by id of the op, with it: its hash takes longer
 
 
 def is_effect(node: fx.Node) -> bool:
     """Whether ``node`` must stay where the passes put it."""
-    stays = _STAYS.get(node.target)
-    if stays is None:
-        stays = _STAYS[node.target] = _stays(node)
-    value = value_of(node)
-    if stays or (not isinstance(value, torch.Tensor) and is_count(node)):
+    if _is_by_itself(node) or any([is_number(value_of(s)) for s in node.all_input_nodes]):
         return True
-    for source in node.all_input_nodes:
-        if is_number(value_of(source)):
-            return True
-    if node.target is operator.getitem:
-        source = node.args[0]
-        return isinstance(source, fx.Node) and is_effect(source)
-    return isinstance(node.target, torch._ops.OpOverload) and has_unbacked(value)
+    source = node.args[0] if node.target is operator.getitem else None
+    return isinstance(source, fx.Node) and is_effect(source)
+
+
+def effects_of(graph: fx.Graph) -> set[fx.Node]:
+    """The computed nodes of ``graph`` for which ``is_effect`` holds, found in one walk."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) and is_number(value):
+            found.update(user for user in node.users if user.op == "call_function")
+        if node.op != "call_function" or node in found:
+            continue
+        if _is_by_itself(node) or (node.target is operator.getitem and is_effect(node)):
+            found.add(node)
+    return found
+
+
+def _is_by_itself(node: fx.Node) -> bool:
+    """Whether ``node`` is an effect whatever it reads."""
+    target, value = node.target, node.meta.get("val")
+    known = _STAYS.get(id(target))
+    if known is None:
+        known = _STAYS[id(target)] = target, _stays(node)
+    if known[1] or (not isinstance(value, torch.Tensor) and is_count(node)):
+        return True
+    return isinstance(target, torch._ops.OpOverload) and has_unbacked(value)
 
 
 def _stays(node: fx.Node) -> bool:

@@ -27,7 +27,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from zc.program.effects import is_count, is_effect
+from zc.program.effects import effects_of, is_count
 from zc.program.loops import BEGIN, loop_by_node
 from zc.program.nodes import is_view, tensors_of
 from zc.program.storages import storages_of
@@ -54,15 +54,16 @@ _IN_ORDER = frozenset({
     "_log_softmax", "_log_softmax_backward_data", "_softmax", "_softmax_backward_data",
     "_unsafe_view", "view",
 })  # fmt: skip
-_KINDS: dict[Any, str] = {}  # by op
+_KINDS: dict[int, tuple[Any, str]] = {}  # by id of the op, with it: its hash takes longer
 
 
 def kind_of(node: fx.Node) -> str:
     """What Inductor makes of ``node``: a view, a value inlined, a loop, a scatter or a call."""
-    kind = _KINDS.get(node.target)
-    if kind is None:
-        kind = _KINDS[node.target] = _kind_of_op(node)
-    return kind
+    target = node.target
+    known = _KINDS.get(id(target))
+    if known is None:
+        known = _KINDS[id(target)] = target, _kind_of_op(node)
+    return known[1]
 
 
 def _kind_of_op(node: fx.Node) -> str:
@@ -139,11 +140,12 @@ def _product_added(node: fx.Node, kinds: Mapping[fx.Node, str]) -> fx.Node | Non
 
 def _runs(graph: fx.Graph) -> Iterator[list[fx.Node]]:
     """What stands between effects, as ``zc.run.regions`` splits a graph."""
+    effects = effects_of(graph)
     run: dict[fx.Node, None] = {}
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        if not is_effect(node):
+        if node not in effects:
             run[node] = None
             continue
         early = is_count(node) and node.target is not BEGIN

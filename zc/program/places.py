@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from zc.program.effects import is_effect
+from zc.program.effects import effects_of
 from zc.program.loops import BEGIN, END
 from zc.program.nodes import value_of
 from zc.program.program import Program
@@ -72,7 +72,8 @@ def places_of(graph: fx.Graph) -> Places:
     """The places of ``graph``."""
     nodes = tuple(node for node in graph.nodes if node.op == "call_function")
     begins, ends = _stretches(nodes)
-    gaps = [i for i, node in enumerate(nodes) if is_effect(node) or _is_product(node)]
+    effects = effects_of(graph)
+    gaps = [i for i, node in enumerate(nodes) if node in effects or _is_product(node)]
     return Places(nodes, {n: i for i, n in enumerate(nodes)}, begins, ends, [*gaps, len(nodes)])
 
 
