@@ -28,8 +28,7 @@ from torch import fx
 
 from zc.cost.device import Device
 from zc.cost.knapsack import best_choice
-from zc.cost.simulate import simulate
-from zc.cost.trial import device_of, done_note, idle_note, memory_limit, shorter
+from zc.cost.trial import device_of, done_note, idle_note, memory_limit, shorter, step_of
 from zc.program.collectives import (
     COLLECTIVES,
     collective_of,
@@ -115,7 +114,7 @@ class KeepGathered(Pass):
             room -= over  # regions are others without the gathers, and hold other values
         if over > 0:
             return idle
-        before, after = (simulate(p, device, memory=False) for p in (program, rehearsed))
+        before, after = (step_of(p, device).timeline for p in (program, rehearsed))
         if not shorter(after, before):
             return idle
         done = f"{len(chosen)} of {len(repeats)} gathers are not repeated"

@@ -7,13 +7,13 @@ if not trial.shorter(trial.timeline()):
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import fx
 
 from zc.cost.device import Device
 from zc.cost.simulate import Timeline, simulate
-from zc.cost.times import node_seconds, works_of
+from zc.cost.times import Works, node_seconds, works_of
 from zc.errors import PipelineError
 from zc.program.liveness import live_bytes
 from zc.program.places import put_back
@@ -24,6 +24,29 @@ from zc.program.units import Bytes
 _TRIES = 3
 _NOISE = 1e-9  # relative; sums of the same seconds in another order differ by less
 T = TypeVar("T")
+
+
+class Step(NamedTuple):
+    """What each node of a program takes on a device, in seconds, and the step that they make."""
+
+    seconds: dict[fx.Node, float]
+    timeline: Timeline
+
+
+def step_of(program: Program, device: Device) -> Step:
+    """The step of ``program`` on ``device``; worked out once for the same nodes."""
+
+    def find() -> tuple[Device, Step]:
+        graph, works = program.graph, works_in(program)
+        seconds = node_seconds(graph, program.mesh, device, fused=True, known=works)
+        return device, Step(seconds, simulate(program, device, seconds=seconds, memory=False))
+
+    return remembered(program, ("step", id(device)), find)[1]  # held, so that its id is its own
+
+
+def works_in(program: Program) -> Works:
+    """What the nodes of ``program`` do; worked out once for the same nodes in any order."""
+    return remembered(program, "works", lambda: works_of(program.graph), in_order=False)
 
 
 class Trial:
@@ -37,9 +60,7 @@ class Trial:
     def __init__(self, program: Program, device: Device) -> None:
         self._program, self._device = program, device
         self._order = list(program.graph.nodes)
-        self._works = remembered(program, "works", lambda: works_of(program.graph), in_order=False)
-        self._costs = self._seconds()
-        self.before = self.timeline()
+        self._costs, self.before = step_of(program, device)
         self.live = live_bytes(program)
         self._peak = max(self.live, default=0)
         self._last = self._order, self._peak
@@ -47,13 +68,6 @@ class Trial:
     def timeline(self) -> Timeline:
         """The step as its nodes stand, each of which takes what it took before the rewrite."""
         return simulate(self._program, self._device, seconds=self._costs, memory=False)
-
-    def _seconds(self) -> dict[fx.Node, float]:
-        """What each node takes where the nodes stand now."""
-        program = self._program
-        return node_seconds(
-            program.graph, program.mesh, self._device, fused=True, known=self._works
-        )
 
     def shorter(self, found: Timeline, than: Timeline | None = None) -> bool:
         """Whether ``found`` takes less time than the step took before, or than another one."""
@@ -91,8 +105,7 @@ class Trial:
 
         ``done`` and ``doing`` say what it did and would have done, ``limit`` is in bytes.
         """
-        new = self._seconds()  # what is compiled together is another
-        after = simulate(self._program, self._device, seconds=new, memory=False)
+        after = step_of(self._program, self._device).timeline  # other nodes are compiled together
         if self.shorter(after) and not self._over(limit):
             said = done_note(done, limit, self.before, after)
         else:
