@@ -44,7 +44,7 @@ class MergeCommon(Pass):
 
     def run(self, program: Program) -> None:
         """Let readers of what was computed before read that; one walk in program order."""
-        outside, room = Outside.of(program), Headroom(program.graph)
+        outside, room = Outside.of(program), None
         written = written_storages(program.graph)
         loops, turn = loop_by_node(program.graph), turns(program.graph)
         first: dict[Hashable, fx.Node] = {}
@@ -56,6 +56,7 @@ class MergeCommon(Pass):
             earlier = first.setdefault(key, node)
             if earlier is node or not outside.may_replace(node, earlier):
                 continue
+            room = room or Headroom(program.graph)  # of the graph as it came
             if not live_on(outside, room, earlier, node):
                 first[key] = node
                 continue

@@ -32,24 +32,24 @@ class Headroom:
     free: "LeastTree" = field(init=False)
 
     def __post_init__(self) -> None:
-        lives = lives_of(self.graph)
+        lives, nodes = lives_of(self.graph), list(self.graph.nodes)
         timeline = timeline_of(self.graph, lives)
         order = {point.node: index for index, point in enumerate(timeline)}
-        order[self.graph.output_node()] = len(timeline)
-        given = [n for n in self.graph.nodes if n.op in ("placeholder", "get_attr")]
+        order[nodes[-1]] = len(timeline)
+        given = [node for node in nodes if node.op in ("placeholder", "get_attr")]
         throughout = {key for node in given for key in storages_of(node)}
-        nodes = list(self.graph.nodes)
         self.lives = {
             key: (order.get(life.owner, -1), order.get(nodes[life.last], -1))
             for key, life in lives.items()
             if key not in throughout
         }
-        self.sizes = {k: size for n in self.graph.nodes for k, size in storages_of(n).items()}
+        self.sizes = {key: life.nbytes for key, life in lives.items()}
         phases = [stamp_of(point.node).phase for point in timeline]
         peaks: dict[str, int] = {}
-        for phase, point in zip(phases, timeline, strict=True):
-            peaks[phase] = max(peaks.get(phase, 0), point.live_bytes)
-        room = [peaks[p] - point.live_bytes for p, point in zip(phases, timeline, strict=True)]
+        for phase, (_, live) in zip(phases, timeline, strict=True):
+            if live > peaks.get(phase, 0):
+                peaks[phase] = live
+        room = [peaks[p] - live for p, (_, live) in zip(phases, timeline, strict=True)]
         self.free = LeastTree([*room, 0])
 
     def fits(self, first: int, second: int, size: int, instead: int) -> bool:
