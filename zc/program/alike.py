@@ -7,7 +7,7 @@ one node was found right, by running its op, it is right for all nodes that are 
 many equal layers is checked in the time that one of them takes.
 """
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from functools import cache
 from typing import Any
 
@@ -44,14 +44,14 @@ class Alike:
     def key(self, node: fx.Node) -> Hashable | None:
         """What ``node`` has in common with nodes that are alike; ``None`` where it is like none."""
         try:
-            return self._call(node), self._value(node), _aliases(node)
+            return self._call(node), self._value(node), self._aliases(node)
         except Unlike:
             return None
 
     def call(self, node: fx.Node) -> Hashable | None:
         """The same without the result of ``node``: what the result follows from."""
         try:
-            return self._call(node), tuple(_numbered(node)[1])
+            return self._call(node), tuple(self._numbered(node)[1])
         except Unlike:
             return None
 
@@ -88,6 +88,27 @@ class Alike:
             return type(value), repr(value)
         raise Unlike
 
+    def _aliases(self, node: fx.Node) -> Hashable:
+        """Which operands share storage, and which of them the result lies in; -1 for none."""
+        numbers, operands = self._numbered(node)
+        return (*operands, *[numbers.get(key, -1) for key in self._storages(node)])
+
+    def _numbered(self, node: fx.Node) -> tuple[dict[int, int], list[int]]:
+        """The storages of the operands of ``node`` by number, and the numbers, one a tensor."""
+        numbers: dict[int, int] = {}
+        operands: list[int] = []
+        for source in node.all_input_nodes:
+            for key in self._storages(source):
+                operands.append(numbers.setdefault(key, len(numbers)))
+        return numbers, operands
+
+    def _storages(self, node: fx.Node) -> Collection[int]:
+        """The storages of the value of ``node``, one for each of its tensors."""
+        keys = storages_of(node)
+        if len(keys) > 1 and len(keys) != len(tensors_of(node)):
+            raise Unlike
+        return keys
+
 
 @cache
 def _told_apart_by(target: torch._ops.OpOverload) -> int | None:
@@ -96,27 +117,6 @@ def _told_apart_by(target: torch._ops.OpOverload) -> int | None:
         return None
     names = [argument.name for argument in target._schema.arguments]
     return names.index("tag") if names[-1:] == ["tag"] else None
-
-
-def _aliases(node: fx.Node) -> Hashable:
-    """Which operands share storage, and which of them the result lies in; -1 for none."""
-    numbers, operands = _numbered(node)
-    return (*operands, *(numbers.get(key, -1) for key in _storages(node)))
-
-
-def _numbered(node: fx.Node) -> tuple[dict[int, int], list[int]]:
-    """The storages of the operands of ``node`` by number, and the numbers tensor by tensor."""
-    numbers: dict[int, int] = {}
-    sources = node.all_input_nodes
-    return numbers, [numbers.setdefault(k, len(numbers)) for s in sources for k in _storages(s)]
-
-
-def _storages(node: fx.Node) -> list[int]:
-    """The storages of the value of ``node``, one for each of its tensors."""
-    keys = list(storages_of(node))
-    if len(keys) > 1 and len(keys) != len(tensors_of(node)):
-        raise Unlike
-    return keys
 
 
 def described(tensor: torch.Tensor) -> tuple[Any, ...]:

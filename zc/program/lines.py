@@ -24,6 +24,7 @@ from zc.program.program import Program
 from zc.program.stamps import BACKWARD, FORWARD, PHASES, Stamp, stamp_of
 from zc.program.storages import storages_of, written_operands
 from zc.program.tables import Input
+from zc.program.updates import is_marker, keep_number
 
 Lines = dict[fx.Node, "Line"]  # of one graph, in order
 Reading = dict[str, Lines]  # by name of the graph
@@ -46,14 +47,15 @@ class Line:
         written: the operands that it writes to.
         starts: whether it starts a collective; ``waits`` whether it waits for one.
         communicates: whether it does either, or its op is another of torch's for that.
+        ends: whether it is there for more than its value: a write, an output, an optimizer's step.
         right: the types of its operands when the verifier last found its own type right.
         described: what the verifier describes its type as, and for whom.
     """
 
     __slots__ = (
-        "args", "calls", "communicates", "described", "draws", "formed", "given", "keys", "kwargs",
-        "node", "phase", "right", "sources", "stamp", "stamped", "starts", "target", "value",
-        "waits", "written",
+        "args", "calls", "communicates", "described", "draws", "ends", "formed", "given", "keys",
+        "kwargs", "node", "phase", "right", "sources", "stamp", "stamped", "starts", "target",
+        "value", "waits", "written",
     )  # fmt: skip
 
     def __init__(self, node: fx.Node) -> None:
@@ -73,6 +75,8 @@ class Line:
         self.written = tuple(written_operands(node))
         self.starts, self.waits = is_collective(node), is_wait(node)
         self.communicates = self.starts or (self.calls and communicates(node.target))
+        kept = node.op == "output" or node.target is keep_number or is_marker(node)
+        self.ends = kept or bool(self.written)
         self.right: tuple[Any, ...] | None = None
         self.described: tuple[Any, Hashable] = None, None
 

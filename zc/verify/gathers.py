@@ -11,13 +11,12 @@ from zc.program.collectives import (
     operands_of,
     start_of,
 )
-from zc.program.lines import Line, Lines, Reading
+from zc.program.lines import Lines, Reading
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.printer import print_arg, print_type
 from zc.program.program import Program
 from zc.program.stamps import UPDATE, stamp_of
 from zc.program.tables import Param
-from zc.program.updates import is_marker, keep_number
 from zc.verify.diagnostic import refusal
 
 
@@ -103,18 +102,11 @@ def _operand_of(node: fx.Node, start: fx.Node) -> fx.Node:
     return operands[item.args[1]] if is_coalesced(start) else operands[0]
 
 
-def _ends(line: Line) -> bool:
-    """Whether a node is there for more than its value."""
-    if line.written or line.target is keep_number:
-        return True
-    return line.node.op == "output" or is_marker(line.node)
-
-
 def _live_nodes(lines: Lines) -> set[fx.Node]:
     """Nodes whose value reaches an output, a write or an optimizer."""
     live: set[fx.Node] = set()
     for node, line in reversed(lines.items()):
-        if node in live or _ends(line):
+        if line.ends or node in live:
             live.add(node)
             live.update(line.sources)
     return live

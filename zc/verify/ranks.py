@@ -74,13 +74,12 @@ def _place(program: Program, line: Line, operands: list[Place]) -> Place:
     node = line.node
     if node.op == "placeholder":
         return _input_place(program, node)
-    reductions = max([0, *[p.reductions for p in operands]])
-    if is_gradient_reduction(node):
-        return _place_of(False, reductions + 1, "")
-    if node.target is PARAM or is_collective(node):
-        return _place_of(False, reductions, "")
-    shards = [p.shard for p in operands if p.shard and not reads_no_values(node)]
-    return _place_of(any([p.own for p in operands]), reductions, shards[0] if shards else "")
+    reductions = max([place.reductions for place in operands], default=0)
+    if line.starts or line.target is GRAD or line.target is PARAM:
+        return _place_of(False, reductions + is_gradient_reduction(node), "")
+    shards = [place.shard for place in operands if place.shard]
+    shard = shards[0] if shards and not reads_no_values(node) else ""
+    return _place_of(any([place.own for place in operands]), reductions, shard)
 
 
 def _only_computes(line: Line) -> bool:

@@ -1,6 +1,6 @@
 """Types: each node's stored type is what its op returns for its operands, aliasing included."""
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from operator import getitem, is_
@@ -55,6 +55,10 @@ class Described(Alike):
             line.described = self._known, self._type(line.value)
         return line.described[1]
 
+    def _storages(self, node: fx.Node) -> Collection[int]:
+        keys = self._lines[node].keys
+        return keys if len(keys) < 2 else super()._storages(node)
+
 
 _known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
 
@@ -102,8 +106,9 @@ def _forget(lines: Lines) -> None:
 
 def _check_once(program: Program, node: fx.Node, key: Hashable, right: set[Hashable]) -> None:
     """Check ``node``, unless one that is alike was found ``right``."""
-    if key is None or key not in right:
-        _check_node(program, node)
+    if key is not None and key in right:
+        return
+    _check_node(program, node)
     if key is not None:
         right.add(key)
 
