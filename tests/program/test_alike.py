@@ -77,6 +77,30 @@ def test_what_was_found_right_says_nothing_of_another_type():
         verify(program, full=False)
 
 
+def test_a_type_that_was_changed_in_place_is_found_when_all_are_looked_at():
+    program = built(lambda edit, x: edit.call(aten.mul.Tensor, x, 2.0))
+    verify(program)
+    _, product, _ = program.graph.nodes
+    value_of(product).unsqueeze_(0)
+    verify(program, full=False)
+    with pytest.raises(VerifyError, match=r"^type of %mul is f32\[1, 4, 4\], its op returns f32"):
+        verify(program)
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_storages_of_what_was_found_right_are_still_their_own(changed: int):
+    def build(edit: Editor, x: fx.Node) -> list[fx.Node]:
+        return [edit.call(aten.mul.Tensor, x, 2.0), edit.call(aten.neg.default, x)]
+
+    program = built(build)
+    verify(program)
+    _, *nodes, _ = program.graph.nodes
+    nodes[changed].meta["val"] = value_of(nodes[1 - changed]).view(4, 4)
+    message = "^%neg shares the storage of %mul, which it does not read"
+    with pytest.raises(VerifyError, match=message):
+        verify(program, full=False)
+
+
 def test_what_was_found_right_keeps_no_node_and_no_mode_alive():
     program = built(lambda edit, x: edit.call(aten.mul.Tensor, x, 2.0))
     gone = weakref.ref(program.graph), weakref.ref(program.fake_mode)

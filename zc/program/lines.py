@@ -11,7 +11,7 @@ from its operands too (their types, their stamps) is in their lines. The program
 the nodes that it had when it was last read.
 """
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from operator import is_
 from typing import Any
 
@@ -50,12 +50,14 @@ class Line:
         ends: whether it is there for more than its value: a write, an output, an optimizer's step.
         right: the types of its operands when the verifier last found its own type right.
         described: what the verifier describes its type as, and for whom.
+        alike: what its own type and those were described as then, and for whom.
+        own: the storages of its value that lay in none of its operands then.
     """
 
     __slots__ = (
-        "args", "calls", "communicates", "described", "draws", "ends", "formed", "given", "keys",
-        "kwargs", "node", "phase", "right", "sources", "stamp", "stamped", "starts", "target",
-        "value", "waits", "written",
+        "alike", "args", "calls", "communicates", "described", "draws", "ends", "formed", "given",
+        "keys", "kwargs", "node", "own", "phase", "right", "sources", "stamp", "stamped", "starts",
+        "target", "value", "waits", "written",
     )  # fmt: skip
 
     def __init__(self, node: fx.Node) -> None:
@@ -79,6 +81,8 @@ class Line:
         self.ends = kept or bool(self.written)
         self.right: tuple[Any, ...] | None = None
         self.described: tuple[Any, Hashable] = None, None
+        self.alike: tuple[Any, Hashable] = None, None
+        self.own: Collection[int] = self.keys
 
     def holds(self) -> bool:
         """Whether the node still says what was read."""

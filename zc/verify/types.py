@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from zc import torch_private
-from zc.program.alike import Alike
+from zc.program.alike import Alike, Unlike
 from zc.program.lines import Line, Lines, Reading
 from zc.program.nodes import tensors_of, value_of
 from zc.program.printer import print_type
@@ -59,6 +59,18 @@ class Described(Alike):
         keys = self._lines[node].keys
         return keys if len(keys) < 2 else super()._storages(node)
 
+    def types(self, line: Line) -> tuple[Any, Hashable]:
+        """What the types of ``line`` and its operands are described as, and for whom."""
+        return self._known, tuple([self._value(node) for node in (line.node, *line.sources)])
+
+    def anew(self, line: Line) -> bool:
+        """Whether these types are described otherwise than when ``line`` was found right."""
+        known, types = line.alike
+        try:
+            return known is not self._known or types != self.types(line)[1]
+        except Unlike:
+            return True
+
 
 _known: WeakKeyDictionary[Any, Known] = WeakKeyDictionary()
 
@@ -90,18 +102,31 @@ def check(program: Program, reading: Reading, *, full: bool = True) -> None:
         if full:
             _forget(lines)
         for node, line in lines.items():
-            if line.calls:
-                operands = tuple([lines[source].value for source in line.sources])
-                if full or not _same(line.right, operands):
-                    _check_once(program, node, described.key(node), known.right)
-                    line.right = operands
-            _own(program, line, lines, owners)
+            if line.calls and (not _is_right(line, lines) or (full and described.anew(line))):
+                key = described.key(node)
+                _check_once(program, node, key, known.right)
+                line.alike = (None, None) if key is None else described.types(line)
+                _remember(line, lines)
+            _own(program, line, owners)
 
 
 def _forget(lines: Lines) -> None:
     """Let all types be described anew."""
     for line in lines.values():
         line.described = None, None
+
+
+def _is_right(line: Line, lines: Lines) -> bool:
+    """Whether ``line`` was found right, and its operands have the types that they had: objects."""
+    right = line.right
+    return right is not None and all(map(is_, right, [lines[s].value for s in line.sources]))
+
+
+def _remember(line: Line, lines: Lines) -> None:
+    """Note that ``line`` is right for the operands that it has, and which storages are its own."""
+    line.right = tuple([lines[source].value for source in line.sources])
+    shared = {key for source in line.sources for key in lines[source].keys}
+    line.own = [key for key in line.keys if key not in shared]
 
 
 def _check_once(program: Program, node: fx.Node, key: Hashable, right: set[Hashable]) -> None:
@@ -210,17 +235,15 @@ def _storage_of(node: fx.Node | None) -> str:
     return "no operand's storage" if node is None else f"the storage of %{node.name}"
 
 
-def _own(program: Program, line: Line, lines: Lines, owners: dict[int, fx.Node]) -> None:
+def _own(program: Program, line: Line, owners: dict[int, fx.Node]) -> None:
     """A storage that comes from no operand belongs to no earlier value; inputs may share one."""
-    node = line.node
-    for key in line.keys:
-        if key not in owners:  # as are those of all operands
-            owners[key] = node
-        elif line.calls and not any([key in lines[source].keys for source in line.sources]):
+    for key in line.own:
+        owner = owners.setdefault(key, line.node)
+        if line.calls and owner is not line.node:
             raise refusal(
                 program,
-                node,
-                f"%{node.name} shares the storage of %{owners[key].name}, which it does not read",
+                line.node,
+                f"%{line.node.name} shares the storage of %{owner.name}, which it does not read",
                 "derive the type (Editor.call, retype); never copy meta",
             )
 
@@ -244,8 +267,3 @@ def _full_type(value: Any) -> str:
     if not value.is_contiguous():
         text += f" strided {list(value.stride())}"
     return text if value.device.type == "cpu" else f"{text} on {value.device}"
-
-
-def _same(before: tuple[Any, ...] | None, after: tuple[Any, ...]) -> bool:
-    """Whether operands have the types that they had: the same objects."""
-    return before is not None and len(before) == len(after) and all(map(is_, before, after))
