@@ -31,10 +31,8 @@ class Values:
 
     def number(self, node: fx.Node) -> None:
         """Give ``node`` the number of the nodes that do the same."""
-        if is_effect(node) or is_random(node):
-            return
         inputs = [self._input(source) for source in node.all_input_nodes]
-        if all(number is not None for number in inputs):
+        if None not in inputs and not is_effect(node) and not is_random(node):
             key = (node.target, *self._described((node.args, node.kwargs)))
             self._of[node] = self._numbers.setdefault(key, len(self._numbers))
 

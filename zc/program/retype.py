@@ -37,9 +37,9 @@ def _settle(
     program: Program, node: fx.Node, alike: Alike, right: set[Hashable], seen: set[int]
 ) -> None:
     """Leave the type of ``node`` where it is right, and derive it where it is not, or unknown."""
-    shared = {key for source in node.all_input_nodes for key in storages_of(source)}
-    lost = any(key in seen and key not in shared for key in storages_of(node))
-    key = None if lost else alike.key(node)
+    older = [key for key in storages_of(node) if key in seen]
+    shared = {key for source in node.all_input_nodes for key in storages_of(source) if older}
+    key = alike.key(node) if shared.issuperset(older) else None
     if key is not None and key in right:
         return
     old = value_of(node)
