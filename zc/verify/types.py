@@ -89,8 +89,9 @@ def check(program: Program, reading: Reading, *, full: bool = True) -> None:
     Args:
         program: the program.
         reading: its lines, which remember that they were found right.
-        full: look at every node; otherwise only at those that changed since they were last found
-            right, or whose operands did.
+        full: describe every type anew, and look also at nodes whose type, or that of an operand,
+            is described otherwise than when they were found right; otherwise only at those that
+            changed since then, or whose operands did.
 
     Raises:
         VerifyError: naming the node, its stored type and the derived one.
