@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from threads import on_threads
 from tracing import physical, program_of
 
 from zc import agreed, plan, torch_private
@@ -46,21 +47,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
     monkeypatch.setattr(agreed, "find", find)
 
-    def run(*works: Callable[[], Any]) -> list[Any]:
-        found: list[Any] = [None] * len(works)
-
-        def work(rank: int) -> None:
-            here.rank = rank
-            found[rank] = works[rank]()
-
-        threads = [threading.Thread(target=work, args=(r,)) for r in range(len(works))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
-        return found
-
-    return run
+    return lambda *works: on_threads(here, works)
 
 
 def compilation(rows: int, decided: Decisions) -> Callable[[], Decisions]:

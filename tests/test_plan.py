@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from multiprocess import fake_world
+from threads import on_threads
 from tracing import physical, program_of
 
 from zc import plan, torch_private
@@ -39,24 +41,14 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_backend", lambda *_: "gloo")
 
-    def run(*calls: Callable[[], Any]) -> list[str]:
-        messages = [""] * len(calls)
+    def message(call: Callable[[], Any]) -> str:
+        try:
+            call()
+        except PlanError as error:
+            return str(error)
+        return ""
 
-        def work(rank: int) -> None:
-            here.rank = rank
-            try:
-                calls[rank]()
-            except PlanError as error:
-                messages[rank] = str(error)
-
-        threads = [threading.Thread(target=work, args=(r,)) for r in range(len(calls))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=30)
-        return messages
-
-    return run
+    return lambda *calls: on_threads(here, [partial(message, call) for call in calls])
 
 
 def compare(lines: list[str], *, world: int = 2, recompile: bool = False) -> Callable[[], None]:

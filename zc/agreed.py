@@ -25,8 +25,6 @@ from zc.program.collectives import hint
 from zc.program.nodes import input_of, tensors_of, value_of
 from zc.program.program import Program
 
-_SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
-
 
 def adopt(program: Program, tokens: Sequence[object]) -> None:
     """Note in ``program``, before its passes, what they must follow.
