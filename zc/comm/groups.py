@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from zc.errors import ShardError
 from zc.program.mesh import Mesh
+from zc.torch_private import let_gloo_finish_at_exit
 
 DEFAULT_AXIS = "dp"
 _groups: dict[str, dist.ProcessGroup] = {}
@@ -47,6 +48,7 @@ def group_of(axis: str) -> dist.ProcessGroup:
     Raises:
         ShardError: when the axis was never registered and is not the default one.
     """
+    let_gloo_finish_at_exit()
     known = _groups.get(axis)
     if known is not None and _alive(known):
         return known

@@ -41,6 +41,7 @@ from zc.torch_private.fakes import (
     without_fake_tensor_logs,
 )
 from zc.torch_private.frames import compiled_for, replace_frame
+from zc.torch_private.gloo_threads import let_gloo_finish_at_exit
 from zc.torch_private.inductor import (
     compile_region,
     cpp_compiler,
@@ -90,6 +91,7 @@ __all__ = [
     "is_tangent",
     "kernel_seconds",
     "known_value",
+    "let_gloo_finish_at_exit",
     "load_region",
     "must_recompute",
     "never_compile_alone",
