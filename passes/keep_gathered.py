@@ -36,10 +36,10 @@ from zc.program.collectives import (
     output_bytes,
     waits_of,
 )
-from zc.program.copying import copy_program
+from zc.program.copying import copy_program, restore
 from zc.program.decisions import decision_key, starts_of
 from zc.program.edit import Editor, erase_dead
-from zc.program.liveness import live_bytes, peak_bytes
+from zc.program.liveness import live_bytes
 from zc.program.loops import Loop, loop_by_node
 from zc.program.mesh import Mesh
 from zc.program.origins import Origins, Values
@@ -88,37 +88,37 @@ class KeepGathered(Pass):
             chosen = [repeat for repeat in repeats if nodes[repeat.start] in wanted]
             keep(program, chosen, self.name)
             return f"{len(chosen)} of {len(repeats)} gathers are not repeated, as decided before"
-        chosen, said = self._chosen(program, device, repeats)
+        chosen, said = self._keep_best(program, device, repeats)
         kept = {nodes[repeat.start] for repeat in chosen}
         program.decisions[key] = tuple(i for i, start in enumerate(starts) if start in kept)
-        keep(program, chosen, self.name)
         return said
 
-    def _chosen(
+    def _keep_best(
         self, program: Program, device: Device, repeats: Sequence["Repeat"]
     ) -> tuple[list["Repeat"], str]:
-        """What to keep, and what to say of it."""
-        live = live_bytes(program)
+        """Keep what shortens the step: that, and what to say of it.
+
+        Where nothing does, the program is as it was, of other nodes perhaps.
+        """
+        live, before = live_bytes(program), step_of(program, device).timeline
         limit = memory_limit(program, max(live), self.memory, 0)
-        idle = [], idle_note("keeping parameters gathered", limit)
         room = limit
         for _ in range(_TRIES):
             chosen = choose(repeats, live, room)
             if not chosen:
-                return idle
-            rehearsed = copy_program(program)
-            keep(rehearsed, chosen, self.name)
-            over = peak_bytes(rehearsed.graph, fused=program.fused) - max(limit, *live)
+                break
+            saved = copy_program(program)
+            keep(program, chosen, self.name)
+            over = max(live_bytes(program)) - max(limit, *live)
+            after = step_of(program, device).timeline if over <= 0 else before
+            if shorter(after, before):
+                done = f"{len(chosen)} of {len(repeats)} gathers are not repeated"
+                return chosen, done_note(done, limit, before, after)
+            restore(program, saved)
             if over <= 0:
                 break
             room -= over  # regions are others without the gathers, and hold other values
-        if over > 0:
-            return idle
-        before, after = (step_of(p, device).timeline for p in (program, rehearsed))
-        if not shorter(after, before):
-            return idle
-        done = f"{len(chosen)} of {len(repeats)} gathers are not repeated"
-        return chosen, done_note(done, limit, before, after)
+        return [], idle_note("keeping parameters gathered", limit)
 
 
 @dataclass(frozen=True)

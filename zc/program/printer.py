@@ -28,6 +28,7 @@ from zc.program.tables import Output
 from zc.program.updates import UpdateClass, is_marker, is_number
 
 if TYPE_CHECKING:
+    from zc.program.lines import Line, Lines
     from zc.program.program import Program
 
 _DTYPES = {
@@ -42,13 +43,14 @@ def print_program(program: Program) -> str:
     """The whole program as text, ending in a newline."""
     lines = [f"program {program.name} ({program.mesh})"]
     for name, graph in program.graphs.items():
-        lines += [f"graph {name} {{", *_graph_lines(program, graph), "}"]
+        known = program.lines.get(name, {})
+        lines += [f"graph {name} {{", *_graph_lines(program, graph, known), "}"]
     if any(is_marker(node) for node in program.nodes()):
         lines += [line for u in program.updates for kind in u.classes for line in _body_lines(kind)]
     return "\n".join(lines) + "\n"
 
 
-def _graph_lines(program: Program, graph: fx.Graph) -> list[str]:
+def _graph_lines(program: Program, graph: fx.Graph, known: Lines) -> list[str]:
     lines: list[str] = []
     phase = "forward"
     inside = loop_by_node(graph)
@@ -57,8 +59,17 @@ def _graph_lines(program: Program, graph: fx.Graph) -> list[str]:
         if node.op == "call_function" and stamp_of(node).phase != phase:
             phase = stamp_of(node).phase
             lines.append(f"{indent}-- {phase} --")
-        lines.append(indent + print_node(node, program))
+        read = known.get(node) if node.op == "call_function" else None
+        lines.append(indent + (print_node(node, program) if read is None else _again(read)))
     return lines
+
+
+def _again(read: Line) -> str:
+    """The text of a call, which is kept for as long as the call says the same."""
+    if not read.holds():
+        return print_node(read.node)
+    read.text = read.text or print_node(read.node)
+    return read.text
 
 
 def _body_lines(kind: UpdateClass) -> list[str]:
@@ -84,7 +95,7 @@ def print_node(node: fx.Node, program: Program | None = None) -> str:
         return "return " + _print_outputs(node, program.outputs if program else [])
     if node.op == "get_attr":
         return f"%{node.name}: {print_type(value_of(node))} = constant {node.target}"
-    args = [print_arg(a) for a in node.args]
+    args = list(map(print_arg, node.args))
     args += [f"{k}={print_arg(v)}" for k, v in node.kwargs.items() if v is not None]
     call = f"{print_target(node.target)}({', '.join(args)})"
     note = "  {recompute}" if stamp_of(node).recompute else ""
@@ -104,7 +115,7 @@ def print_target(target: Any) -> str:
 def print_type(value: Any) -> str:
     """Type of a node: ``f32[8, 4]``, a tuple of such, ``sym s0`` or ``opaque``."""
     if isinstance(value, torch.Tensor):
-        sizes = ", ".join(str(s) for s in value.shape)
+        sizes = ", ".join(map(str, value.shape))
         return f"{print_arg(value.dtype)}[{sizes}]"
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(print_type(v) for v in value) + ")"
