@@ -10,6 +10,7 @@ takes a time of its own on top.
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from operator import is_
 
 from torch import fx
 
@@ -18,8 +19,9 @@ from zc.cost.work import Work, work_of
 from zc.program.collectives import collective_of, is_collective
 from zc.program.effects import effects_of
 from zc.program.kernels import FUSED_UPDATE, operand_lists, spec_of
+from zc.program.lines import Line, Lines
 from zc.program.mesh import Mesh
-from zc.program.nodes import is_view, tensors_of
+from zc.program.nodes import is_view, tensors_of, value_of
 from zc.program.sizes import sizes_of
 
 Runs = dict[fx.Node, int]
@@ -36,6 +38,20 @@ class Works:
 def works_of(graph: fx.Graph) -> Works:
     """What the nodes of ``graph`` do."""
     return Works({node: work(node) for node in graph.nodes}, effects_of(graph))
+
+
+def works_of_lines(lines: Lines, effects: AbstractSet[fx.Node]) -> Works:
+    """The same of what was read of a graph; worked out once for the same types of operands."""
+    return Works({node: _work_of_line(line) for node, line in lines.items()}, effects)
+
+
+def _work_of_line(line: Line) -> Work:
+    types = tuple(map(value_of, line.sources))  # its own is part of the line
+    known, found = line.work
+    if found is None or not all(map(is_, known, types)):
+        found = work(line.node)
+        line.work = types, found
+    return found
 
 
 def node_seconds(

@@ -13,8 +13,10 @@ from torch import fx
 
 from zc.cost.device import Device
 from zc.cost.simulate import Timeline, simulate
-from zc.cost.times import Works, node_seconds, works_of
+from zc.cost.times import Works, node_seconds, works_of_lines
 from zc.errors import PipelineError
+from zc.program.effects import effects_in
+from zc.program.lines import read
 from zc.program.liveness import live_bytes
 from zc.program.places import put_back
 from zc.program.program import Program
@@ -45,8 +47,9 @@ def step_of(program: Program, device: Device) -> Step:
 
 
 def works_in(program: Program) -> Works:
-    """What the nodes of ``program`` do; worked out once for the same nodes in any order."""
-    return remembered(program, "works", lambda: works_of(program.graph), in_order=False)
+    """What the nodes of ``program`` do; worked out once for nodes that say the same."""
+    (lines,) = read(program).values()
+    return works_of_lines(lines, effects_in(program))
 
 
 class Trial:

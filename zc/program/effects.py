@@ -4,6 +4,7 @@ A collective, a wait, a write, a higher-order op, a number that the loop compute
 """
 
 import operator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from zc.program.collectives import is_collective, is_wait
 from zc.program.loops import ACCUMULATOR
 from zc.program.nodes import value_of
 from zc.program.partition import OWN_BLOCK
+from zc.program.program import Program
+from zc.program.remembered import remembered
 from zc.program.rounding import ROUND_STOCHASTIC
 from zc.program.types import has_unbacked
 from zc.program.updates import is_number
@@ -27,6 +30,11 @@ def is_effect(node: fx.Node) -> bool:
         return True
     source = node.args[0] if node.target is operator.getitem else None
     return isinstance(source, fx.Node) and is_effect(source)
+
+
+def effects_in(program: Program) -> AbstractSet[fx.Node]:
+    """The effects of the graph of ``program``; found once for the same nodes in any order."""
+    return remembered(program, "effects", lambda: effects_of(program.graph), in_order=False)
 
 
 def effects_of(graph: fx.Graph) -> set[fx.Node]:

@@ -19,6 +19,7 @@ out. So are the few bytes for each row that a normalisation keeps while its kern
 
 import operator
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -103,10 +104,13 @@ class Fusion:
     inlined: set[fx.Node] = field(default_factory=set)
 
 
-def fusion_of(graph: fx.Graph) -> Fusion:
-    """The regions and kernels of ``graph``, and what they keep in registers."""
+def fusion_of(graph: fx.Graph, effects: AbstractSet[fx.Node] | None = None) -> Fusion:
+    """The regions and kernels of ``graph``, and what they keep in registers.
+
+    ``effects`` are those of ``graph`` where they are known, here and below.
+    """
     found = Fusion({node: place for place, node in enumerate(graph.nodes)})
-    for number, run in enumerate(_runs(graph)):
+    for number, run in enumerate(_runs(graph, effects_of(graph) if effects is None else effects)):
         kinds = {node: kind_of(node) for node in run}
         if all(kind == VIEW for kind in kinds.values()):
             continue  # runs node by node
@@ -138,9 +142,8 @@ def _product_added(node: fx.Node, kinds: Mapping[fx.Node, str]) -> fx.Node | Non
     return alone[0] if len(node.all_input_nodes) == 2 and len(alone) == 1 else None
 
 
-def _runs(graph: fx.Graph) -> Iterator[list[fx.Node]]:
+def _runs(graph: fx.Graph, effects: AbstractSet[fx.Node]) -> Iterator[list[fx.Node]]:
     """What stands between effects, as ``zc.run.regions`` splits a graph."""
-    effects = effects_of(graph)
     run: dict[fx.Node, None] = {}
     for node in graph.nodes:
         if node.op != "call_function":
@@ -189,9 +192,9 @@ class Lives:
     taken: dict[int, int] = field(default_factory=dict)
 
 
-def fused_lives(graph: fx.Graph) -> Lives:
+def fused_lives(graph: fx.Graph, effects: AbstractSet[fx.Node] | None = None) -> Lives:
     """Lifetimes of the values of ``graph``, of which regions are compiled."""
-    fusion = fusion_of(graph)
+    fusion = fusion_of(graph, effects)
     reads = _last_reads(graph, fusion)
     nodes = list(graph.nodes)
     deaths = {}

@@ -52,13 +52,14 @@ class Line:
         described: what the verifier describes its type as, and for whom.
         alike: what its own type and those were described as then, and for whom.
         own: the storages of its value that lay in none of its operands then.
+        work: what it does (``zc.cost.work``), with the types of its operands then.
         text: printed IR of a call, once it was printed; nodes are not renamed once they are read.
     """
 
     __slots__ = (
         "alike", "args", "calls", "communicates", "described", "draws", "ends", "formed", "given",
         "keys", "kwargs", "node", "own", "phase", "right", "sources", "stamp", "stamped", "starts",
-        "target", "text", "value", "waits", "written",
+        "target", "text", "value", "waits", "work", "written",
     )  # fmt: skip
 
     def __init__(self, node: fx.Node) -> None:
@@ -85,6 +86,7 @@ class Line:
         self.alike: tuple[Any, Hashable] = None, None
         self.own: Collection[int] = self.keys
         self.text = ""
+        self.work: tuple[tuple[Any, ...], Any] = (), None
 
     def holds(self) -> bool:
         """Whether the node still says what was read."""

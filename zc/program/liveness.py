@@ -7,6 +7,7 @@ body of a loop reads from before it lives until the loop has ended.
 """
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from zc.program.collectives import (
     is_collective,
     is_wait,
 )
+from zc.program.effects import effects_in
 from zc.program.fusion import Lives, fused_lives
 from zc.program.loops import loop_by_node
 from zc.program.program import Program
@@ -75,8 +77,9 @@ def live_bytes(program: Program) -> list[int]:
     """Live bytes at every node of the graph of ``program``; worked out once for the same nodes."""
 
     def find() -> list[int]:
-        timeline = memory_timeline(program.graph, fused=program.fused)
-        return [point.live_bytes for point in timeline]
+        effects = effects_in(program) if program.fused else None
+        lives = lives_of(program.graph, fused=program.fused, effects=effects)
+        return [point.live_bytes for point in timeline_of(program.graph, lives)]
 
     return remembered(program, ("live bytes", program.fused), find)
 
@@ -119,10 +122,15 @@ def largest_live(
     return sorted(live, key=lambda item: -item[1])[:count]
 
 
-def lives_of(graph: fx.Graph, *, fused: bool = False) -> dict[int, Life]:
-    """The life of each storage in memory, in the order in which they begin."""
+def lives_of(
+    graph: fx.Graph, *, fused: bool = False, effects: AbstractSet[fx.Node] | None = None
+) -> dict[int, Life]:
+    """The life of each storage in memory, in the order in which they begin.
+
+    ``effects`` are those of ``graph`` where they are known.
+    """
     order = {node: place for place, node in enumerate(graph.nodes)}
-    lives = fused_lives(graph) if fused else _plain_lives(graph, order)
+    lives = fused_lives(graph, effects) if fused else _plain_lives(graph, order)
     first: dict[int, tuple[fx.Node, int, int]] = {}
     last: dict[int, int] = {}
     deaths, absent = lives.deaths, lives.absent

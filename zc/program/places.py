@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from zc.program.effects import effects_of
+from zc.program.effects import effects_in, effects_of
 from zc.program.loops import BEGIN, END
 from zc.program.nodes import value_of
 from zc.program.program import Program
@@ -65,14 +65,14 @@ class Places:
 
 def places_in(program: Program) -> Places:
     """The places of the graph of ``program``; worked out once for the same nodes."""
-    return remembered(program, "places", lambda: places_of(program.graph))
+    return remembered(program, "places", lambda: places_of(program.graph, effects_in(program)))
 
 
-def places_of(graph: fx.Graph) -> Places:
-    """The places of ``graph``."""
+def places_of(graph: fx.Graph, effects: AbstractSet[fx.Node] | None = None) -> Places:
+    """The places of ``graph``, of which ``effects`` may be known."""
     nodes = tuple(node for node in graph.nodes if node.op == "call_function")
     begins, ends = _stretches(nodes)
-    effects = effects_of(graph)
+    effects = effects_of(graph) if effects is None else effects
     gaps = [i for i, node in enumerate(nodes) if node in effects or _is_product(node)]
     return Places(nodes, {n: i for i, n in enumerate(nodes)}, begins, ends, [*gaps, len(nodes)])
 
