@@ -26,7 +26,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
     layers, width = args.layers or layers, args.width or width
     args.config = Config(layers, width // 64, width, args.length)
     try:
-        args.systems = choose([*(args.systems or _default(args)), *args.zc])
+        args.systems = choose(_wanted(args))
         args.reference = _reference(args)
     except (ValueError, PipelineError) as error:
         parser.error(str(error))
@@ -70,8 +70,11 @@ def _zc(text: str) -> str:
     return name_of(int(level), spec)
 
 
-def _default(args: argparse.Namespace) -> list[str]:
-    return ablated(args.ablate) if args.ablate else names()
+def _wanted(args: argparse.Namespace) -> list[str]:
+    """All rows asked for; those of all systems where none is named and none ablated."""
+    ablation = ablated(args.ablate) if args.ablate else []
+    named = args.systems or ([] if ablation else names())
+    return [*named, *ablation, *args.zc]
 
 
 def _reference(args: argparse.Namespace) -> str:

@@ -8,8 +8,9 @@
 
 All systems start from the same seed and see the same batches; a step is forward, backward and
 AdamW. They share one process group of local gloo ranks with one thread each. Rounds are
-interleaved: in each, every system takes one step, and each round begins with the next system, so
-that whatever else the machine does falls on all of them. DeepSpeed runs after the others, in the
+interleaved: in each, every system takes two steps, of which the second is timed, since the first
+finds memory as another system has left it; and each round begins with the next system, so that
+whatever else the machine does falls on all of them. DeepSpeed runs after the others, in the
 same way, beside DDP alone. The columns:
 
 - *step ms*: from a barrier on; the slowest rank's time, median over rounds. *to DDP* is this median

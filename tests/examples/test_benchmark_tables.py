@@ -223,4 +223,6 @@ def test_a_pipeline_is_ablated_pass_by_pass(
     args = arguments.parse_arguments(["--ablate", "mine.yaml", "other.yaml"])
     whole = "zc level 2, other.yaml"
     assert args.systems == [*alone, whole, f"{whole} without merge_common"]
+    args = arguments.parse_arguments(["--systems", "DDP compiled", "--ablate", "mine.yaml"])
+    assert args.systems == [alone[0], "DDP compiled", *alone[1:]]
     assert capsys.readouterr().err == ""
