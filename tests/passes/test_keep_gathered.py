@@ -22,10 +22,11 @@ from overlap import (
     tied,
     widths,
 )
-from zc.passes.keep_gathered import KeepGathered, choose, keep, repeats_of
+from zc.passes.keep_gathered import KeepGathered, keep
 from zc.passes.prefetch_gathers import PrefetchGathers
 
 from zc.cost.device import Device, Link
+from zc.cost.repeats import choose, repeats_of
 from zc.program.collectives import C10D
 from zc.program.copying import copy_program
 from zc.program.liveness import memory_timeline, peak_bytes

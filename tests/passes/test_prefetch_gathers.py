@@ -27,9 +27,10 @@ from overlap import (
     widths,
 )
 from tracing import physical, program_of
-from zc.passes.prefetch_gathers import PrefetchGathers, issues_of
+from zc.passes.prefetch_gathers import PrefetchGathers
 
 from zc.cost.device import Device, Link
+from zc.cost.issues import issues_of
 from zc.cost.simulate import simulate
 from zc.cost.windows import earliest
 from zc.program.collectives import C10D, is_collective
