@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=int, default=128, help="bytes in a passage")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each system")
+    parser.add_argument("--starts", type=int, default=1, help="repetitions in new processes")
     parser.add_argument("--executor", default="inductor", choices=["inductor", "interpret"])
     parser.add_argument("--systems", nargs="+", help="names of rows; by default all peers, and zc")
     parser.add_argument(

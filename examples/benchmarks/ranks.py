@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from zc.run.heap import keep_freed
+
 GROUP_TIMEOUT = timedelta(minutes=20)  # a rank may compile for long while the others wait
 Figures = dict[str, Any]
 
@@ -35,6 +37,7 @@ def run_ranks(work: Callable[..., Figures], args: Any, *rest: Any, folder: Path)
 def _run_rank(rank: int, folder: Path, work: Callable[..., Figures], args: Any, *rest: Any) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    keep_freed()  # for all systems from the beginning, as zc.shard does
     if args.link:
         os.environ["GLOO_SOCKET_IFNAME"] = slow_link.plug_in(rank, args.link)
     elif sys.platform == "linux":

@@ -1,7 +1,7 @@
 """From the figures of all ranks to one row for each system."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import mean, median
 from typing import Any
@@ -18,11 +18,14 @@ Ranks = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """One system; ``None`` for what was not measured. ``train_step.py`` explains each figure."""
+    """One system; ``None`` for what was not measured. ``train_step.py`` explains each figure.
+
+    ``ratios`` are those of its step to the baseline's, one for each start of the processes.
+    """
 
     system: str
     step_seconds: float
-    ratio: float
+    ratios: list[float]
     cpu_seconds: float
     sent_bytes: float | None
     metered_bytes: float | None
@@ -35,31 +38,34 @@ class Row:
     wire_seconds: float | None = None
 
 
-def rows_of(ranks: Ranks, names: list[str], alone: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """One row for each system that shared processes with the baseline.
+def rows_of(
+    starts: list[Ranks], names: list[str], alone: Mapping[str, Mapping[str, Any]]
+) -> list[Row]:
+    """One row for each system that shared processes with the baseline; medians over the starts.
 
     Args:
-        ranks: for each rank the figures of ``rounds.py``, the baseline's among them.
+        starts: for each start of the processes, for each rank, the figures of ``rounds.py``, the
+            baseline's among them.
         names: the systems, in the order of the rows.
         alone: what ``start_figures`` gives, by system.
     """
-    baseline = _slowest(ranks, BASELINE, "seconds")
-    return [
-        Row(
+    baseline = [_slowest(ranks, BASELINE, "seconds") for ranks in starts]
+    rows = []
+    for name in names:
+        seconds = [_slowest(ranks, name, "seconds") for ranks in starts]
+        row = Row(
             system=name,
-            step_seconds=_slowest(ranks, name, "seconds"),
-            ratio=_slowest(ranks, name, "seconds") / baseline,
-            cpu_seconds=mean(median(rank[name]["cpu_seconds"]) for rank in ranks),
-            sent_bytes=_mean_of_medians(ranks, name, "sent"),
-            metered_bytes=_mean_of_medians(ranks, name, "metered") or None,
-            loss_deviation=None if name.startswith(ALONE) else _deviation(ranks, name),
-            wire_seconds=(
-                _slowest(ranks, name, "wire_seconds") if ranks[0][name]["wire_seconds"] else None
-            ),
+            step_seconds=median(seconds),
+            ratios=[ours / theirs for ours, theirs in zip(seconds, baseline, strict=True)],
+            cpu_seconds=median(_mean_of_medians(ranks, name, "cpu_seconds") for ranks in starts),
+            sent_bytes=_median(_mean_of_medians(ranks, name, "sent") for ranks in starts),
+            metered_bytes=_median(_mean_of_medians(ranks, name, "metered") for ranks in starts),
+            loss_deviation=None if name.startswith(ALONE) else _deviation(starts, name),
+            wire_seconds=_median(_slowest(ranks, name, "wire_seconds") for ranks in starts),
             **alone.get(name, {}),
         )
-        for name in names
-    ]
+        rows.append(row)
+    return rows
 
 
 def start_figures(cold: Ranks, warm: Ranks | None) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def tolerance_of(row: Row) -> float:
 
 def settings_of(args: Any, cores: int) -> dict[str, Any]:
     """What the figures depend on."""
-    keys = ("ranks", "link", "executor", "rounds", "rows", "length")
+    keys = ("ranks", "link", "executor", "starts", "rounds", "rows", "length")
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -117,18 +123,25 @@ def settings_of(args: Any, cores: int) -> dict[str, Any]:
 
 
 def _slowest(ranks: Ranks, name: str, key: str) -> float:
-    """Median over rounds of what the slowest rank took."""
-    return median(map(max, zip(*(rank[name][key] for rank in ranks), strict=True)))
+    """Median over rounds of what the slowest rank took; 0 where it was not measured."""
+    rounds = [max(values) for values in zip(*(rank[name][key] for rank in ranks), strict=True)]
+    return median(rounds) if rounds else 0.0
 
 
-def _mean_of_medians(ranks: Ranks, name: str, key: str) -> float | None:
+def _mean_of_medians(ranks: Ranks, name: str, key: str) -> float:
     values = [rank[name][key] for rank in ranks]
-    return mean(map(median, values)) if all(values) else None
+    return mean(map(median, values)) if all(values) else 0.0
 
 
-def _deviation(ranks: Ranks, name: str) -> float:
+def _median(values: Iterable[float]) -> float | None:
+    """Their median, or ``None`` for 0, which stands for what was not measured."""
+    return median(values) or None
+
+
+def _deviation(starts: list[Ranks], name: str) -> float:
     return max(
         abs(ours - theirs) / abs(theirs)
+        for ranks in starts
         for rank in ranks
         for ours, theirs in zip(rank[name]["losses"], rank[BASELINE]["losses"], strict=True)
     )

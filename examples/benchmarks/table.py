@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from summary import Row, loss_line
@@ -50,7 +51,7 @@ def main() -> None:
 def markdown(rows: list[Row], reference: str, settings: Mapping[str, Any]) -> str:
     """A table, what it was measured with, and whether the losses agree.
 
-    Figures in brackets are ratios to those of the row ``reference``.
+    Figures in brackets are ratios to those of the row ``reference``; a range is that over starts.
     """
     of = next(row for row in rows if row.system == reference)
     heads = ["system", "step ms", "to DDP", f"to {reference}", *COLUMNS]
@@ -97,13 +98,19 @@ def put_between(text: str, block: str) -> str:
 
 def _cells(row: Row, reference: Row) -> list[str]:
     """Steps are compared by way of the baseline, which every system has run beside."""
+    pairs = zip(row.ratios, reference.ratios, strict=True)
     return [
         row.system,
         f"{row.step_seconds * 1e3:,.1f}",
-        f"{row.ratio:.2f}",
-        f"{row.ratio / reference.ratio:.2f}",
+        f"{median(row.ratios):.2f}",
+        _with_range([ours / theirs for ours, theirs in pairs]),
         *(_cell(row, reference, *column) for column in COLUMNS.values()),
     ]
+
+
+def _with_range(ratios: list[float]) -> str:
+    text = f"{median(ratios):.2f}"
+    return f"{text} ({min(ratios):.2f}-{max(ratios):.2f})" if len(ratios) > 1 else text
 
 
 def _cell(row: Row, reference: Row, field: str, factor: float, digits: int) -> str:

@@ -10,12 +10,16 @@ All systems start from the same seed and see the same batches; a step is forward
 AdamW. They share one process group of local gloo ranks with one thread each. Rounds are
 interleaved: in each, every system takes two steps, of which the second is timed, since the first
 finds memory as another system has left it; and each round begins with the next system, so that
-whatever else the machine does falls on all of them. DeepSpeed runs after the others, in the
-same way, beside DDP alone. The columns:
+whatever else the machine does falls on all of them. DeepSpeed runs after the others, in the same
+way, beside DDP alone. Equal programs in one process differ by up to 8%, for as long as it lives, by
+where their tensors lie (Mytkowicz et al., *Producing wrong data without doing anything obviously
+wrong*, ASPLOS 2009): with ``--starts N``, all of it happens N times in new processes, each of which
+starts the systems in another order, and figures are medians over these starts. The columns:
 
 - *step ms*: from a barrier on; the slowest rank's time, median over rounds. *to DDP* is this median
   over that of the baseline, eager DDP, in the same processes; the next column divides this ratio by
-  that of the reference, a row of zc.
+  that of the reference, a row of zc. With several starts, ratios are taken in each of them, and the
+  lowest and the highest follow in brackets.
 - *CPU ms*: CPU time of the whole process in a step, all its threads; median over rounds, mean over
   ranks.
 - *sent MB*: bytes that a rank sent over its TCP sockets in a step, as the kernel counts them, and
@@ -57,7 +61,7 @@ from arguments import parse_arguments
 from catalogue import BASELINE, apart
 from ranks import run_ranks
 from rounds import run_rounds
-from summary import Row, losses_agree, rows_of, settings_of, start_figures
+from summary import Ranks, Row, losses_agree, rows_of, settings_of, start_figures
 from table import markdown
 
 
@@ -85,13 +89,22 @@ def measure(args: Namespace, folder: Path) -> list[Row]:
     caches = folder / "caches"
     alone = {} if args.skip_alone else {n: _alone(args, n, i, folder) for i, n in _numbered(args)}
     together = [name for name in args.systems if not apart(name)]
-    ranks = run_ranks(run_rounds, args, together, caches, folder=folder / "together")
-    rows = rows_of(ranks, together, alone)
+    rows = rows_of(_started(args, together, folder / "together", caches), together, alone)
     others = [name for name in args.systems if apart(name)]
     if others:
-        ranks = run_ranks(run_rounds, args, [BASELINE, *others], caches, folder=folder / "apart")
-        rows += rows_of(ranks, others, alone)
+        starts = _started(args, [BASELINE, *others], folder / "apart", caches)
+        rows += rows_of(starts, others, alone)
     return rows
+
+
+def _started(args: Namespace, names: list[str], folder: Path, caches: Path) -> list[Ranks]:
+    """The figures of each start of the processes, which begins with another system each time."""
+    starts = []
+    for i in range(args.starts):
+        first = i * len(names) // args.starts
+        order = names[first:] + names[:first]
+        starts.append(run_ranks(run_rounds, args, order, caches, folder=folder / str(i)))
+    return starts
 
 
 def _numbered(args: Namespace) -> Any:

@@ -26,6 +26,23 @@ def test_medians_are_of_the_slowest_rank_and_ratios_of_medians():
     assert summary._slowest(fast, "a", "seconds") == 3  # of 3, 5, 2
 
 
+def test_figures_are_medians_over_starts_and_ratios_are_taken_in_each():
+    import summary
+
+    def start(baseline: float, ours: float) -> list[dict[str, Any]]:
+        def figures(seconds: float) -> dict[str, Any]:
+            return {
+                "seconds": [seconds], "cpu_seconds": [seconds / 2], "sent": [], "metered": [8],
+                "wire_seconds": [], "losses": [2.0],
+            }  # fmt: skip
+
+        return [{summary.BASELINE: figures(baseline), "a": figures(ours)}]
+
+    [row] = summary.rows_of([start(1, 2), start(2, 3), start(5, 4)], ["a"], {})
+    assert (row.step_seconds, row.ratios, row.cpu_seconds) == (3, [2, 1.5, 0.8], 1.5)
+    assert (row.sent_bytes, row.metered_bytes, row.wire_seconds) == (None, 8, None)
+
+
 def test_figures_of_a_system_alone_are_the_largest():
     import summary
 
@@ -43,8 +60,8 @@ def test_figures_of_a_system_alone_are_the_largest():
 def rows_of_two() -> list[Any]:
     import summary
 
-    ddp = summary.Row("DDP eager", 0.5, 1.0, 0.25, 4e6, None, 0.0, 8_000_000)
-    ours = summary.Row("zc level 2, zero3", 1.0, 2.0, 0.5, None, None, 2e-3, 4_000_000, calls=3)
+    ddp = summary.Row("DDP eager", 0.5, [1.0], 0.25, 4e6, None, 0.0, 8_000_000)
+    ours = summary.Row("zc level 2, zero3", 1.0, [2.0], 0.5, None, None, 2e-3, 4_000_000, calls=3)
     return [ddp, ours]
 
 
@@ -64,11 +81,21 @@ def test_a_table_has_ratios_to_its_reference():
     ]
 
 
+def test_ratios_of_several_starts_have_a_range():
+    import table
+
+    ddp, ours = rows_of_two()
+    rows = [replace(ddp, ratios=[1.0] * 3), replace(ours, ratios=[2.0, 1.6, 1.0])]
+    lines = table.markdown(rows, "zc level 2, zero3", {}).splitlines()
+    assert lines[2].startswith("| DDP eager | 500.0 | 1.00 | 0.62 (0.50-1.00) |")
+    assert lines[3].startswith("| zc level 2, zero3 | 1,000.0 | 1.60 | 1.00 (1.00-1.00) |")
+
+
 def test_a_step_is_split_into_compute_wire_and_rest():
     import summary
     import table
 
-    floor = summary.Row("no communication, compiled", 0.4, 0.8, 0.25, 0.0, None, None)
+    floor = summary.Row("no communication, compiled", 0.4, [0.8], 0.25, 0.0, None, None)
     ours = replace(rows_of_two()[1], wire_seconds=0.5)
     assert table.gap([ours, floor])[2:] == [
         "| zc level 2, zero3 | 1,000.0 | 400.0 | 500.0 | 100.0 |"

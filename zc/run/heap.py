@@ -7,7 +7,8 @@ one: filling a fresh tensor takes several times as long as filling one again. Al
 keep what is freed for this reason, and PyTorch's tuning guide advises such a malloc for CPUs. Live
 tensors take no more than before; a process stays as large as it once was.
 
-That holds for the whole process, from the first program on that runs on CPUs. It is left alone
+That holds for the whole process, from the first ``zc.shard`` of a model on CPUs, or else from the
+first program that runs there. It is left alone
 where somebody has set malloc (``GLIBC_TUNABLES``, ``MALLOC_MMAP_THRESHOLD_`` and the like) or
 ``ZC_KEEP_FREED=0``, and where malloc is not glibc's.
 """

@@ -15,6 +15,7 @@ from zc.comm.groups import DEFAULT_AXIS, register_mesh
 from zc.errors import ShardError
 from zc.program.layout import Layout, choose_layout
 from zc.program.packing import local_view
+from zc.run.heap import keep_freed
 from zc.state.modules import convert_module
 from zc.state.optimizers import watch_optimizers
 from zc.state.padding import at_rest, new_storage
@@ -55,7 +56,10 @@ def shard(
         return model
     names = parameter_names(model)
     check_model(model, names)
-    mesh = _resolve(mesh, device_of(names))
+    device = device_of(names)
+    if device.type == "cpu":
+        keep_freed()
+    mesh = _resolve(mesh, device)
     _check_agreement(names, mesh)
     uncast = _batch_norm_parameters(model)
     replaced = {}
