@@ -39,7 +39,7 @@ from torch import fx
 from zc.errors import PipelineError
 from zc.program.analysis import turns
 from zc.program.edit import Editor, erase_dead
-from zc.program.liveness import peak_by_phase
+from zc.program.liveness import peaks_of
 from zc.program.loops import loop_by_node
 from zc.program.min_cut import computed_again
 from zc.program.pass_base import Kind, Pass
@@ -76,12 +76,12 @@ class RecomputePointwise(Pass):
         savings = Savings(program, self.max_ops, self.smallest, self.redraw)
         wanted = savings.wanted()
         edit = Editor(program, program.graph, made_by=self.name)
-        before = peak_by_phase(program.graph, fused=program.fused)
+        before = peaks_of(program)
         for choices in (savings.choices, savings.only_of_what_is_there()):
             keys = computed_again(choices, wanted)
             again = [n for key, s in savings.stored.items() if key in keys for n in s.members]
             replaced = read_copies(edit, set(again))
-            after = peak_by_phase(program.graph, fused=program.fused)
+            after = peaks_of(program)
             if all(after[phase] <= peak for phase, peak in before.items()):
                 erase_dead(program.graph, again)
                 return

@@ -44,7 +44,7 @@ def builder_of(name: str) -> Builder | None:
     whole = pipeline = PassPipeline.resolve(found["spec"])
     if found["removed"]:
         pipeline = without(pipeline, found["removed"])
-    return _builder(int(found["level"]), pipeline, _preparing(whole))
+    return _builder(int(found["level"]), pipeline, preparing(whole))
 
 
 def is_rounded(name: str) -> bool:
@@ -85,7 +85,7 @@ def _passes(spec: str) -> set[str]:
     return {item.name for item in PassPipeline.resolve(spec).passes}
 
 
-def _preparing(pipeline: PassPipeline) -> Callable[[GPT], None]:
+def preparing(pipeline: PassPipeline) -> Callable[[GPT], None]:
     """What a model needs before ``pipeline`` trains it, with all its passes."""
     names = {item.name for item in pipeline.passes}
     sharded = any(getattr(item, "zero_stage", 0) for item in pipeline.passes)

@@ -42,7 +42,8 @@ what the step's collectives take when nothing else runs, repeated after each tim
 what is left: zc's own part, less what overlaps and what a sharded update saves.
 
 At the end it compares the losses of all steps; systems without communication see other gradients
-and are left out of that. Tables go to standard output, all figures to
+and are left out of that. Where passes are ablated, a line for each says whether the program is
+another one without it (``programs.py``). Tables go to standard output, all figures to
 ``out/benchmarks/train_step.json``.
 """
 
@@ -59,6 +60,7 @@ import slow_link
 from alone import run_memory, run_start
 from arguments import parse_arguments
 from catalogue import BASELINE, apart
+from programs import differences
 from ranks import run_ranks
 from rounds import run_rounds
 from summary import Ranks, Row, losses_agree, rows_of, settings_of, start_figures
@@ -73,6 +75,8 @@ def main() -> None:
         rows = measure(args, Path(folder))
     settings = settings_of(args, os.cpu_count() or 1)
     text = markdown(rows, args.reference, settings)
+    if args.ablate:
+        text += "\n\n" + "\n".join(differences(args))
     print(text)
     systems = [asdict(row) for row in rows]
     figures = {"settings": settings, "reference": args.reference, "systems": systems}

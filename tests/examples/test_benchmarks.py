@@ -48,6 +48,21 @@ def test_a_tiny_step_of_every_kind_of_system(tmp_path: Path):
     check_figures(found, json.loads((tmp_path / "train_step.json").read_text())["settings"])
 
 
+def test_an_ablation_says_what_each_pass_has_done_to_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with benchmarks_on_path(monkeypatch):
+        import arguments
+        import programs
+
+        found = list(
+            programs.differences(arguments.parse_arguments(["--tiny", "--ablate", "zero3"]))
+        )
+    assert "- zero3 without `bucket_collectives` is another program" in found
+    (kept,) = [line for line in found if "keep_gathered" in line]
+    assert kept.startswith("- zero3 without `keep_gathered` is the same program; left alone: ")
+
+
 def check_figures(found: dict[str, Any], settings: dict[str, int]) -> None:
     """Sizes of the tiny model divide evenly by two ranks: nothing is padded.
 

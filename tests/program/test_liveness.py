@@ -8,7 +8,14 @@ from tracing import physical, program_of
 
 from zc.program.collectives import C10D, WAIT
 from zc.program.edit import Editor
-from zc.program.liveness import largest_live, last_uses, memory_timeline, peak_by_phase, peak_bytes
+from zc.program.liveness import (
+    largest_live,
+    last_uses,
+    memory_timeline,
+    peak_by_phase,
+    peak_bytes,
+    peaks_of,
+)
 from zc.program.program import Program
 from zc.program.storages import written_operands
 
@@ -97,6 +104,9 @@ def test_peaks() -> None:
     peaks = peak_by_phase(program.graph)
     assert peaks == {"forward": 13 * KIB, "backward": 13 * KIB + 4}
     assert peak_bytes(program.graph) == 13 * KIB + 4
+    assert peaks_of(program) == peaks
+    program.fused = True
+    assert peaks_of(program) == peak_by_phase(program.graph, fused=True)
 
 
 def test_the_largest_values_at_a_node() -> None:

@@ -105,10 +105,21 @@ def peak_bytes(graph: fx.Graph, *, fused: bool = False) -> int:
 
 def peak_by_phase(graph: fx.Graph, *, fused: bool = False) -> dict[str, int]:
     """Largest live bytes in each phase that ``graph`` has nodes of."""
+    return _largest(graph, [point.live_bytes for point in memory_timeline(graph, fused=fused)])
+
+
+def peaks_of(program: Program) -> dict[str, int]:
+    """The same of the graph of ``program``; worked out once for the same nodes."""
+    return _largest(program.graph, live_bytes(program))
+
+
+def _largest(graph: fx.Graph, live: list[int]) -> dict[str, int]:
     peaks: dict[str, int] = {}
-    for point in memory_timeline(graph, fused=fused):
-        phase = stamp_of(point.node).phase
-        peaks[phase] = max(peaks.get(phase, 0), point.live_bytes)
+    computed = [node for node in graph.nodes if node.op == "call_function"]
+    for node, size in zip(computed, live, strict=True):
+        phase = stamp_of(node).phase
+        if size > peaks.get(phase, -1):
+            peaks[phase] = size
     return peaks
 
 

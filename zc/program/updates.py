@@ -16,7 +16,7 @@ marker ``zc::update`` and makes it work on shards.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import torch
@@ -169,7 +169,12 @@ fx.node.has_side_effect(keep_number)
 
 def is_marker(node: fx.Node) -> bool:
     """Whether ``node`` stands for an optimizer's step, which ``shard_update`` has yet to inline."""
-    return str(node.target) == "zc.update.default"
+    return node.op == "call_function" and _is_marker_op(node.target)
+
+
+@cache
+def _is_marker_op(target: Any) -> bool:
+    return str(target) == "zc.update.default"
 
 
 def is_number(value: Any) -> bool:
