@@ -119,7 +119,7 @@ def publish(name: str, title: str, text: str, rows: list[Figures], args: Any) ->
 
 def _settings(args: argparse.Namespace) -> str:
     """What figures depend on."""
-    keys = ("layers", "width", "rows", "length", "ranks", "executor", "runs")
+    keys = ("layers", "width", "rows", "length", "ranks", "executor", "starts", "runs")
     asked = {key: vars(args)[key] for key in keys if key in args}
     known = {"torch": torch.__version__, "cores": os.cpu_count(), **asked}
     return ", ".join(f"{key} {value}" for key, value in known.items())

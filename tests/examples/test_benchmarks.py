@@ -149,13 +149,14 @@ def test_predictions_of_memory_and_volume(tmp_path: Path):
 
 def test_predictions_of_time_and_peak(tmp_path: Path):
     sizes = ("--layers=1", "--width=64", "--length=16", "--runs=3")
-    options = (*sizes, "--device=cpu", "--pipelines", "zero3", f"--out={tmp_path}")
+    options = (*sizes, "--starts=2", "--device=cpu", "--pipelines", "zero3", f"--out={tmp_path}")
     head, _, row = parse(run("predict.py", *options))
     assert row[0] == "zero3"
     assert len(head) == len(row) == 10
     (found,) = json.loads((tmp_path / "predict.json").read_text())
     assert found["measured_peak"] == pytest.approx(found["predicted_peak"], rel=PEAK_TOLERANCE)
-    assert len(found["seconds"]) == 3
+    assert len(found["seconds"]) == 6
+    assert found["time_ratio"] == pytest.approx(sum(found["time_ratios"]) / 2)
     assert found["predicted_seconds"] > found["exposed_seconds"] > 0
 
 
