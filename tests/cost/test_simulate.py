@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tracing import physical, program_of
+from zc.passes.bucket_collectives import BucketCollectives
 
 from zc.cost.device import Device, Link
 from zc.cost.simulate import Timeline, simulate
@@ -96,6 +97,21 @@ def test_issuing_takes_time_of_the_compute_lane():
     found = times(program, replace(DEVICE, issue_seconds=0.25))
     assert found.seconds == times(program).seconds + 0.25 * issued  # waits are called meanwhile
     assert found.compute_seconds == times(program).compute_seconds
+
+
+def test_the_first_wait_for_a_bucket_is_for_all_of_it():
+    program, device = chain(), replace(DEVICE, issue_seconds=0.25)
+    BucketCollectives().run(program)
+    graph = program.graph
+    bucket = next(n for n in graph.nodes if n.name == "w0_gather_bucket")
+    waits = [n for n in graph.nodes if is_wait(n) and n.all_input_nodes[0] in bucket.users]
+    assert len(waits) == 2
+    found = times(program, device)
+    issued = sum(is_collective(n) for n in graph.nodes)
+    assert found.seconds == times(program).seconds + 0.25 * issued
+    (last,) = [span for span in found.spans if span.node is bucket]
+    first_product = next(s for s in found.spans if s.node.target is aten.mm.default)
+    assert first_product.start == last.end  # the second wait stands behind it and takes no time
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ class Device:
         product_seconds: fixed time of a matrix product, in which it gets up to its rate; at least
             ``op_seconds`` is reckoned.
         attention: share of the rate of matrix products that attention reaches.
-        issue_seconds: time that the compute lane spends on starting a collective or on a wait.
+        issue_seconds: time that the compute lane spends on starting a collective, and on its first
+            wait.
         ranks_per_node: ranks that reach one another over ``node``; all others over ``network``.
         node: between ranks of one node.
         network: between nodes.

@@ -4,8 +4,8 @@
     timeline.seconds, timeline.exposed_seconds, timeline.peak_bytes
 
 The compute lane takes nodes in program order. A collective starts when it has been issued and its
-lane is free; its wait holds the compute lane until it has ended. While one is under way, compute
-runs slower by ``device.interference``. Deterministic, and linear in the nodes that run.
+lane is free; its first wait holds the compute lane until it has ended. While one is under way,
+compute runs slower by ``device.interference``. Deterministic, and linear in the nodes that run.
 """
 
 from collections import deque
@@ -133,11 +133,12 @@ class _Lanes:
         self._busy(node, lane, start, start + seconds)
 
     def _wait(self, node: fx.Node) -> None:
-        self.now += self._device.issue_seconds
         source = node.all_input_nodes[0]
-        if source not in self._ends and source.all_input_nodes:
+        if not is_collective(source) and source.all_input_nodes:
             source = source.all_input_nodes[0]  # an item of a coalesced one
-        self.now = max(self.now, self._ends.get(source, 0.0))
+        end = self._ends.pop(source, None)
+        if end is not None:  # the first wait for it; the other items are there then
+            self.now = max(self.now + self._device.issue_seconds, end)
 
     def _compute(self, node: fx.Node, seconds: float) -> None:
         start, left = self.now, seconds
