@@ -11,10 +11,11 @@ FOLDER = Path(zc.__file__).parent / "pipelines" / "builtin"
 CLEANED = ("shard_params", "shard_update", "clean_graph", "merge_common", "recompute_pointwise",
            "bucket_collectives")  # fmt: skip
 LATE = (*CLEANED, "lower_update", "delay_reductions")
+EARLY = (*LATE[:-1], "prefetch_gathers", LATE[-1])
 PASSES = {
     "zero0": LATE,
-    "zero1": LATE,
-    "zero2": LATE,
+    "zero1": EARLY,
+    "zero2": EARLY,
     "zero3": (*CLEANED, "fuse_update", "lower_update", "keep_gathered", "prefetch_gathers",
               "delay_reductions"),
 }  # fmt: skip
