@@ -44,8 +44,8 @@ PHASES = (Phase.explicit, Phase.generate)
 seconds = st.sampled_from([0.0, 0.25, 1.0, 3.0, 10.0])
 devices = st.builds(
     lambda op, latency, bandwidth, issue, interference, one_lane: replace(
-        DEVICE, op_seconds=op, node=Link(latency, bandwidth), issue_seconds=issue,
-        interference=interference, one_lane=one_lane,
+        DEVICE, op_seconds=op, node=Link(latency, bandwidth, interference), issue_seconds=issue,
+        one_lane=one_lane,
     ),
     seconds, seconds, st.sampled_from([1e2, 1e3, 1e30]), st.sampled_from([0.0, 0.1]),
     st.sampled_from([0.0, 0.5]), st.booleans(),

@@ -59,8 +59,8 @@ def start_inside() -> None:
 
 
 def _apart() -> dict[str, str]:
-    """The environment inside; ranks of zc must not go around the network."""
-    return os.environ | {_INSIDE: "1", "ZC_DIRECT": "0"}
+    """The environment inside: ranks of zc must not go around the network, and each is a node."""
+    return os.environ | {_INSIDE: "1", "ZC_DIRECT": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 def plug_in(rank: int, rate: str) -> str:

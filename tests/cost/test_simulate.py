@@ -64,9 +64,20 @@ def test_compute_is_slower_beside_a_collective():
     program = chain()
     second = next(n for n in program.graph.nodes if n.name == "w1_gather")
     next(n for n in program.graph.nodes if n.target is aten.mm.default).prepend(second)
-    slowed = times(program, replace(DEVICE, interference=0.5))
+    slowed = times(program, replace(DEVICE, node=replace(DEVICE.node, interference=0.5)))
     assert slowed.seconds == times(program).seconds  # two seconds for the product, none to wait
     assert slowed.compute_seconds == times(program).compute_seconds
+
+
+def test_how_much_slower_depends_on_the_link():
+    program = chain()
+    second = next(n for n in program.graph.nodes if n.name == "w1_gather")
+    next(n for n in program.graph.nodes if n.target is aten.mm.default).prepend(second)
+    link = Link(2.0, 1e30)
+    device = replace(DEVICE, node=replace(link, interference=1.0), network=link)
+    apart = times(program, replace(device, ranks_per_node=1))
+    assert apart == times(program)  # the same latencies
+    assert times(program, device).seconds == times(chain()).seconds  # nothing is hidden
 
 
 def test_one_lane_takes_collectives_in_turn():

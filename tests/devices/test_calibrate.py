@@ -48,7 +48,7 @@ def test_figures_become_a_device():
     assert found.file.latency == pytest.approx(1e-3, rel=EXACT)
     assert found.network == builtin_device("cpu").network
     assert (found.measured_ranks, found.ranks_per_node) == (3, 3)
-    assert (found.interference, found.one_lane, found.issue_seconds) == (0.4, True, 8e-5)
+    assert (found.node.interference, found.one_lane, found.issue_seconds) == (0.4, True, 8e-5)
     assert found.collectives["all_gather"].latency == pytest.approx(1e-4, rel=EXACT)
     assert found.collectives["all_reduce"].bandwidth == pytest.approx(1e9, rel=EXACT)
     assert found.node.latency == pytest.approx(0.5e-4, rel=EXACT)
@@ -105,7 +105,7 @@ def test_a_small_calibration_of_two_ranks(tmp_path: Path, capsys: pytest.Capture
     assert found.name == "mine"
     assert set(found.collectives) == {"all_gather", "reduce_scatter", "all_reduce"}
     assert found.measured_ranks == 2
-    assert 0 <= found.interference <= 1
+    assert 0 <= found.node.interference <= 1
     assert set(found.ways["gloo"]) == {"all_gather", "reduce_scatter"}
     assert all(rate > 0 for rate in (*found.flops.values(), found.memory_bandwidth))
     assert "2 ranks" in found.notes

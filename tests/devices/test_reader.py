@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from zc.cost.device import Link
-from zc.devices.default import gpu_named
 from zc.devices.reader import device_names, load_device, read_device
 from zc.devices.writer import device_text
 from zc.errors import PipelineError
@@ -46,19 +45,11 @@ def test_a_device_is_written_as_it_is_read(name: str, tmp_path: Path):
     device = replace(
         load_device(name), collectives={"all_gather": Link(1e-4, 1.5e9)}, measured_ranks=4,
         region_seconds=2e-5, product_seconds=1.5e-5, attention=0.5, cache_bytes=10**6,
-        cache_bandwidth=6e10, ways=WAYS,
+        cache_bandwidth=6e10, ways=WAYS, node=Link(1e-5, 2e10, 0.3), network=Link(2e-5, 1e10),
     )  # fmt: skip
     path = tmp_path / "mine.yaml"
     path.write_text(device_text(device))
     assert load_device(path) == device
-
-
-def test_gpus_are_known_by_name():
-    assert gpu_named("NVIDIA H200") == "h200"
-    assert gpu_named("NVIDIA A100-SXM4-80GB") == "a100"
-    assert gpu_named("Tesla T4") == "t4"
-    assert gpu_named("AMD Instinct MI300X") == "mi300x"
-    assert gpu_named("NVIDIA GeForce RTX 4090") == "h100"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +76,10 @@ def test_gpus_are_known_by_name():
          "toy.yaml:7: must be a whole number; got 'two'"),
         (GOOD + "cache: {size: 1MB}\n", "toy.yaml:11: 'cache' needs 'bandwidth'"),
         (GOOD + "attention: 0.0\n", "toy.yaml:11: attention is a share above 0; got 0"),
-        (GOOD + "interference: 2.0\n", "toy.yaml:11: interference is between 0 and 1; got 2.0"),
+        (GOOD.replace("2GB/s", "2GB/s, interference: 2.0"),
+         "toy.yaml:7: interference is between 0 and 1; got 2.0"),
+        (GOOD.replace("10GB/s", "10GB/s, interference: 0.5"),
+         "toy.yaml:9: unknown key 'interference' in 'host'; the keys are latency, bandwidth"),
         ("- a\n", "toy.yaml:1: a device must be a mapping; got a list"),
     ],
 )  # fmt: skip

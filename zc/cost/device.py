@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 class Link:
     """A way for bytes to travel; n bytes take ``latency + n / bandwidth`` (Hockney 1994).
 
-    ``latency`` is in seconds, ``bandwidth`` in bytes per second, one direction.
+    ``latency`` is in seconds, ``bandwidth`` in bytes per second, one direction. ``interference`` is
+    the share of its speed that compute loses while a collective is under way, from 0 (copy engines)
+    to 1 (nothing overlaps).
     """
 
     latency: float
     bandwidth: float
+    interference: float = 0.0
 
     def seconds(self, nbytes: float) -> float:
         """Time for ``nbytes`` in one transfer."""
@@ -52,8 +55,6 @@ class Device:
         measured_ranks: ranks of the group that ``collectives`` and ``ways`` were measured on.
         ways: the fastest way to carry out a collective, by backend, op and bytes, as
             ``zc.devices.ways`` describes it.
-        interference: share of its speed that compute loses while a collective is under way, from
-            0 (copy engines) to 1 (nothing overlaps).
         one_lane: whether gathers and reductions share one lane, first come first served.
         notes: where the numbers come from.
     """
@@ -72,7 +73,6 @@ class Device:
     collectives: dict[str, Link] = field(default_factory=dict)
     measured_ranks: int = 0
     ways: Mapping[str, Mapping[str, Mapping[int, str]]] = field(default_factory=dict)
-    interference: float = 0.0
     one_lane: bool = False
     region_seconds: float = 0.0
     product_seconds: float = 0.0
@@ -90,6 +90,10 @@ class Device:
         cached = traffic <= self.cache_bytes
         return traffic / (self.cache_bandwidth if cached else self.memory_bandwidth)
 
+    def slowest_link(self, group_size: int) -> Link:
+        """The slowest that a collective of so many ranks passes."""
+        return self.network if group_size > self.ranks_per_node else self.node
+
     def collective_seconds(self, op: str, group_size: int, wire_bytes: int) -> float:
         """Time of one collective to which each rank sends ``wire_bytes``.
 
@@ -106,4 +110,4 @@ class Device:
         within = min(group_size, self.ranks_per_node) - 1
         latency = within * self.node.latency + (nodes - 1) * self.network.latency
         rounds = 2 if op == "all_reduce" else 1
-        return rounds * latency + wire_bytes / (self.network if nodes > 1 else self.node).bandwidth
+        return rounds * latency + wire_bytes / self.slowest_link(group_size).bandwidth

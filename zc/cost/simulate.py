@@ -5,7 +5,8 @@
 
 The compute lane takes nodes in program order. A collective starts when it has been issued and its
 lane is free; its first wait holds the compute lane until it has ended. While one is under way,
-compute runs slower by ``device.interference``. Deterministic, and linear in the nodes that run.
+compute runs slower by the ``interference`` of the link that it passes. Deterministic, and linear in
+the nodes that run.
 """
 
 from collections import deque
@@ -17,9 +18,10 @@ from torch import fx
 from zc.cost.device import Device
 from zc.cost.lanes import COMPUTE, lane_of
 from zc.cost.times import node_seconds
-from zc.program.collectives import is_collective, is_wait
+from zc.program.collectives import group_size, is_collective, is_wait
 from zc.program.liveness import memory_timeline
 from zc.program.loops import as_executed
+from zc.program.mesh import Mesh
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
 
@@ -78,7 +80,7 @@ def simulate(
         seconds: of each node, where they are known better than by ``node_seconds``.
         memory: whether to say how many bytes are live when.
     """
-    lanes = _Lanes(device)
+    lanes = _Lanes(device, program.mesh)
     for graph in program.graphs.values():
         costs = seconds or node_seconds(graph, program.mesh, device, fused=fused)
         ran = [node for node, _ in as_executed(graph) if node.op == "call_function"]
@@ -96,13 +98,13 @@ def simulate(
 class _Lanes:
     """Time on every lane so far."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, mesh: Mesh) -> None:
         self.now = 0.0  # on the compute lane
         self.timeline = Timeline()
-        self._device = device
+        self._device, self._mesh = device, mesh
         self._free: dict[str, float] = {}
         self._ends: dict[fx.Node, float] = {}
-        self._under_way: deque[tuple[float, float]] = deque()  # of collectives, by start
+        self._under_way: deque[tuple[float, float, float]] = deque()  # start, end, interference
 
     def run(self, node: fx.Node, seconds: float) -> None:
         began = self.now
@@ -129,7 +131,8 @@ class _Lanes:
         lane = lane_of(node, self._device)
         start = max(self.now, self._free.get(lane, 0.0))
         self._free[lane] = self._ends[node] = start + seconds
-        self._under_way.append((start, start + seconds))
+        link = self._device.slowest_link(group_size(node, self._mesh))
+        self._under_way.append((start, start + seconds, link.interference))
         self._busy(node, lane, start, start + seconds)
 
     def _wait(self, node: fx.Node) -> None:
@@ -142,12 +145,12 @@ class _Lanes:
 
     def _compute(self, node: fx.Node, seconds: float) -> None:
         start, left = self.now, seconds
-        for begin, end in self._under_way:
+        for begin, end, interference in self._under_way:
             free = max(0.0, min(left, begin - self.now))
             self.now, left = self.now + free, left - free
             if not left:
                 break  # those behind it begin later, or find nothing to slow down
-            speed = 1.0 - self._device.interference
+            speed = 1.0 - interference
             slow = max(0.0, end - self.now)
             if not slow:
                 continue

@@ -134,11 +134,14 @@ def _with_group(device: Device, ranks: int, figures: Figures) -> Device:
         device,
         ranks_per_node=ranks,
         issue_seconds=figures["issue"],
-        node=Link(max(gather.latency / (ranks - 1), _SHORTEST), gather.bandwidth),
+        node=Link(
+            max(gather.latency / (ranks - 1), _SHORTEST),
+            gather.bandwidth,
+            round(figures["interference"], 3),
+        ),
         collectives=links,
         measured_ranks=ranks,
         ways=_ways(figures),
-        interference=round(figures["interference"], 3),
         one_lane=bool(figures["one_lane"]),
     )
 

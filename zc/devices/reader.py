@@ -7,14 +7,14 @@
     op: 3us
     issue: 10us
     node: {ranks: 8, latency: 3us, bandwidth: 370GB/s}
-    network: {latency: 8us, bandwidth: 48GB/s}
+    network: {latency: 8us, bandwidth: 48GB/s, interference: 0.1}
     host: {latency: 10us, bandwidth: 55GB/s}
     file: {latency: 100us, bandwidth: 6GB/s}
 
 Optional: ``collectives``, links by collective as measured on ``measured_ranks`` ranks, and
 ``ways``, see ``zc.devices.ways``;
-``cache: {size: 1MB, bandwidth: 60GB/s}``, ``interference``, ``one_lane``, ``region``, ``product``
-and ``attention``, see ``Device``; ``notes``.
+``cache: {size: 1MB, bandwidth: 60GB/s}``, ``one_lane``, ``region``, ``product`` and ``attention``,
+see ``Device``; ``interference`` of a link, see ``Link``; ``notes``.
 """
 
 import os
@@ -31,14 +31,14 @@ from zc.program.units import Bytes, Duration, Rate
 
 _BUILTIN = Path(__file__).parent / "builtin"
 _LINK = {"latency": Duration, "bandwidth": Rate}
+_OVERLAP = {"interference": float}
 _NEEDED: dict[str, Any] = {
     "name": str, "memory": Bytes, "memory_bandwidth": Rate, "flops": dict, "op": Duration,
     "issue": Duration, "node": dict, "network": dict, "host": dict, "file": dict,
 }  # fmt: skip
 _OPTIONAL: dict[str, Any] = {
-    "collectives": dict, "measured_ranks": int, "ways": dict, "interference": float,
-    "one_lane": bool, "cache": dict, "region": Duration, "product": Duration, "attention": float,
-    "notes": str,
+    "collectives": dict, "measured_ranks": int, "ways": dict, "one_lane": bool, "cache": dict,
+    "region": Duration, "product": Duration, "attention": float, "notes": str,
 }  # fmt: skip
 _KINDS = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false",
@@ -92,7 +92,7 @@ def read_device(root: Located) -> Device:
         PipelineError: for a missing or unknown key, a wrong type or unit, by line.
     """
     found = _mapping(root, "a device", _NEEDED, _OPTIONAL)
-    node = _mapping(found["node"], "'node'", {"ranks": int, **_LINK})
+    node = _mapping(found["node"], "'node'", {"ranks": int, **_LINK}, _OVERLAP)
     return Device(
         name=_scalar(found["name"], str),
         memory_bytes=_scalar(found["memory"], Bytes),
@@ -101,12 +101,12 @@ def read_device(root: Located) -> Device:
         op_seconds=_scalar(found["op"], Duration),
         issue_seconds=_scalar(found["issue"], Duration),
         ranks_per_node=_scalar(node["ranks"], int),
-        node=Link(_scalar(node["latency"], Duration), _scalar(node["bandwidth"], Rate)),
-        **{key: _link(found[key], f"'{key}'") for key in ("network", "host", "file")},
+        node=_link(node),
+        network=_link(_mapping(found["network"], "'network'", _LINK, _OVERLAP)),
+        **{key: _link(_mapping(found[key], f"'{key}'", _LINK)) for key in ("host", "file")},
         collectives=_links(found.get("collectives")),
         measured_ranks=_scalar(found.get("measured_ranks", Located(0, "")), int),
         ways=read_ways(found.get("ways")),
-        interference=_share(found, "interference", 0.0),
         one_lane=_scalar(found.get("one_lane", Located(False, "")), bool),
         **_cache(found.get("cache")),
         region_seconds=_scalar(found.get("region", Located("0", "")), Duration),
@@ -149,12 +149,12 @@ def _cache(place: Located | None) -> dict[str, Any]:
 def _links(place: Located | None) -> dict[str, Link]:
     if place is None:
         return {}
-    return {key: _link(value, f"'{key}'") for key, value in place.value.items()}
+    return {k: _link(_mapping(value, f"'{k}'", _LINK)) for k, value in place.value.items()}
 
 
-def _link(place: Located, subject: str) -> Link:
-    found = _mapping(place, subject, _LINK)
-    return Link(_scalar(found["latency"], Duration), _scalar(found["bandwidth"], Rate))
+def _link(found: dict[str, Located]) -> Link:
+    latency, bandwidth = _scalar(found["latency"], Duration), _scalar(found["bandwidth"], Rate)
+    return Link(latency, bandwidth, _share(found, "interference", 0.0))
 
 
 def _mapping(

@@ -26,8 +26,6 @@ def device_text(device: Device) -> str:
         lines += ["collectives:", *links, f"measured_ranks: {device.measured_ranks}"]
     if device.ways:
         lines.append(f"ways: {ways_text(device.ways)}")
-    if device.interference:
-        lines.append(f"interference: {device.interference:.6g}")
     if device.one_lane:
         lines.append("one_lane: true")
     if device.cache_bytes:
@@ -45,7 +43,8 @@ def device_text(device: Device) -> str:
 
 
 def _link(link: Link) -> str:
-    return f"latency: {_seconds(link.latency)}, bandwidth: {_rate(link.bandwidth)}"
+    text = f"latency: {_seconds(link.latency)}, bandwidth: {_rate(link.bandwidth)}"
+    return text + (f", interference: {link.interference:.6g}" if link.interference else "")
 
 
 def _seconds(value: float) -> str:

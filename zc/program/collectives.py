@@ -173,11 +173,20 @@ def is_coalesced(collective: fx.Node) -> bool:
 def collective_of(node: fx.Node, mesh: Mesh, times: int = 1) -> Collective:
     """The row of the table for one collective node, which is called ``times`` times."""
     spec = COLLECTIVES[node.target]
-    axis = str(node.args[spec.axis_arg])
+    axis = _axis_of(node)
     outputs = [node, *(u for u in node.users if not is_wait(u))]  # a coalesced one has getitems
     waits = tuple(u for out in outputs for u in out.users if is_wait(u))
     payload, stamp = spec.payload(node), stamp_of(node)
     return Collective(node, spec, axis, mesh.size(axis), payload, stamp, waits, times)
+
+
+def group_size(node: fx.Node, mesh: Mesh) -> int:
+    """Ranks of the group of a collective node."""
+    return mesh.size(_axis_of(node))
+
+
+def _axis_of(node: fx.Node) -> str:
+    return str(node.args[COLLECTIVES[node.target].axis_arg])
 
 
 def collectives_of(program: Program) -> Iterator[Collective]:
