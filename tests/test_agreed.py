@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from threads import on_threads
 from tracing import physical, program_of
 
 from zc import agreed, plan, torch_private
+from zc.devices.reader import builtin_device
 from zc.program.program import Program
 
 Decisions = dict[str, tuple[int, ...]]
@@ -31,11 +33,18 @@ def program(rows: int, *, sharded: bool = True) -> Program:
 
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """``ranks(work, work)``: what each returns, on a rank of its own; one store for all."""
+    """``ranks(work, work)``: what each returns, on a rank of its own; one store for all.
+
+    ``nodes`` says how many ranks the node of each rank has.
+    """
     store, here = dist.HashStore(), threading.local()
+    cpu, nodes_of = builtin_device("cpu"), [2, 2]
     monkeypatch.setattr(agreed, "AGREE_SECONDS", 0.5)
     monkeypatch.setattr(torch_private, "default_store", lambda: store)
     monkeypatch.setattr(agreed, "group_of", lambda axis: axis)
+    monkeypatch.setattr(
+        agreed, "default_device", lambda _: replace(cpu, ranks_per_node=nodes_of[here.rank])
+    )
     monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [0, 1])
     monkeypatch.setattr(dist, "get_rank", lambda *_: here.rank)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
@@ -47,15 +56,21 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
     monkeypatch.setattr(agreed, "find", find)
 
-    return lambda *works: on_threads(here, works)
+    def run(*works: Callable[[], Any], nodes: tuple[int, int] = (2, 2)) -> list[Any]:
+        nodes_of[:] = nodes
+        return on_threads(here, works)
+
+    return run
 
 
-def compilation(rows: int, decided: Decisions) -> Callable[[], Decisions]:
+def compilation(
+    rows: int, decided: Decisions, *, own_device: bool = True
+) -> Callable[[], Decisions]:
     """The decisions of a compilation that would come to ``decided``."""
     mine = program(rows)
 
     def compiled() -> Decisions:
-        agreed.adopt(mine, [])
+        agreed.adopt(mine, [], own_device=own_device)
         mine.decisions = decided | mine.decisions
         agreed.publish(mine, [])
         return mine.decisions
@@ -71,6 +86,16 @@ def test_with_another_size_the_first_rank_decides(ranks: Callable[..., list[Any]
     assert ranks(compilation(4, FIRST), compilation(8, OWN)) == [FIRST, FIRST]
 
 
+def test_on_a_node_of_another_size_the_first_rank_decides(ranks: Callable[..., list[Any]]):
+    compilations = compilation(4, FIRST), compilation(4, OWN)
+    assert ranks(*compilations, nodes=(8, 4)) == [FIRST, FIRST]
+
+
+def test_with_a_device_file_nodes_do_not_count(ranks: Callable[..., list[Any]]):
+    own = [compilation(4, decided, own_device=False) for decided in (FIRST, OWN)]
+    assert ranks(*own, nodes=(8, 4)) == [FIRST, OWN]
+
+
 def test_a_recompile_follows_without_asking(ranks: Callable[..., list[Any]]):
     first, second = compilation(4, FIRST), compilation(8, OWN)
     assert ranks(lambda: first() and second(), compilation(4, FIRST)) == [FIRST, FIRST]
@@ -82,26 +107,32 @@ def test_a_first_rank_that_does_not_come_is_not_waited_for(ranks: Callable[..., 
 
 def test_a_first_rank_that_does_not_decide_is_not_waited_for(ranks: Callable[..., list[Any]]):
     undecided = program(4)
-    assert ranks(lambda: agreed.adopt(undecided, []), compilation(8, OWN)) == [None, OWN]
+    assert ranks(lambda: agreed.adopt(undecided, [], own_device=True), compilation(8, OWN)) == [
+        None,
+        OWN,
+    ]
 
 
 def test_replicated_parameters_leave_nothing_to_decide(ranks: Callable[..., list[Any]]):
     mine = program(4, sharded=False)
 
     def adopted() -> Any:
-        agreed.adopt(mine, [])
+        agreed.adopt(mine, [], own_device=True)
         agreed.publish(mine, [])
-        return torch_private.default_store().check(["f/sizes"])
+        return torch_private.default_store().check(["f/facts"])
 
     assert ranks(adopted) == [False]
 
 
 def test_one_process_has_nobody_to_agree_with():
     mine = program(4)
-    agreed.adopt(mine, [])
+    agreed.adopt(mine, [], own_device=True)
     agreed.publish(mine, [])
     assert mine.decisions == {}
 
 
-def test_sizes_are_those_of_the_batch():
-    assert agreed.sizes_of_batch(program(4)) == json.dumps([[4, 16]])
+def test_facts_are_the_sizes_of_the_batch_and_the_device(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    sizes = json.dumps([[4, 16]])
+    assert agreed.facts_of(program(4), own_device=False) == sizes
+    assert agreed.facts_of(program(4), own_device=True) == f"{sizes}\ncpu, 4 ranks per node"

@@ -81,7 +81,7 @@ def transform(
     runs = current_session().runs
     if runs:
         with spending("agreement of ranks"):
-            agreed.adopt(program, tokens)
+            agreed.adopt(program, tokens, own_device=pipeline.device is None)
     run_passes(program, pipeline, instruments, verify=settings.verify)
     if runs:
         if pipeline.cuda_graph:

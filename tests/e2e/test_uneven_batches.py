@@ -1,4 +1,4 @@
-"""Ranks with batches of different sizes start the same collectives, and a recompile does too."""
+"""Ranks with other batches or on other nodes start the same collectives; a recompile does too."""
 
 from typing import Any
 
@@ -11,6 +11,11 @@ import zc
 
 TOLERANCE = 1e-6  # lower_update's kernels round differently
 PLAIN = [{"shard_params": {"zero_stage": 3}}, "shard_update"]
+PREFETCHED = [
+    *PLAIN,
+    {"bucket_collectives": {"gather_bytes": "300KB", "reduce_bytes": "100KB"}},
+    "prefetch_gathers",
+]
 ROWS = {  # of the batches, by step and rank; and whether sizes are symbols
     "from the beginning": ([(16, 1024), (16, 1024)], False),
     "later, on one rank": ([(16, 16), (16, 1024)], False),
@@ -20,7 +25,7 @@ ROWS = {  # of the batches, by step and rank; and whether sizes are symbols
 
 def model_of() -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [(nn.Linear(256, 256), nn.LayerNorm(256), nn.GELU()) for _ in range(2)]
+    layers = [(nn.Linear(256, 256), nn.LayerNorm(256), nn.GELU()) for _ in range(4)]
     return nn.Sequential(*(module for layer in layers for module in layer))
 
 
@@ -45,10 +50,15 @@ def train(passes: Any, rows: list[tuple[int, int]], rank: int, dynamic: bool | N
 
 
 def runs(rank: int, world: int) -> dict[Any, Any]:
-    return {
+    found = {
         name: [train(passes, rows, rank, dynamic) for passes in (PLAIN, "zero3")]
         for name, (rows, dynamic) in ROWS.items()
     }
+    with pytest.MonkeyPatch.context() as patch:  # rank 0 reckons with a network, rank 1 with none
+        patch.setenv("LOCAL_WORLD_SIZE", str(1 + rank))
+        rows = [(1024, 1024), (1024, 1024)]
+        found["nodes"] = [train(passes, rows, rank, False) for passes in (PLAIN, PREFETCHED)]
+    return found
 
 
 @pytest.mark.timeout(300)

@@ -18,9 +18,10 @@ _LOCAL_RANKS = "LOCAL_WORLD_SIZE"
 def default_device(program: Program) -> Device:
     """The built-in device that is most like the one that the inputs of ``program`` are on.
 
-    GPUs are told by torch's name for the first one, so ranks with equal GPUs agree; another GPU
-    than those that ship with zc counts as an H100. A node has as many ranks as torchrun has started
-    on this one, which it says in ``LOCAL_WORLD_SIZE``, else as many as the built-in device has.
+    GPUs are told by torch's name for the first one; another GPU than those that ship with zc counts
+    as an H100. A node has as many ranks as torchrun has started on this one, which it says in
+    ``LOCAL_WORLD_SIZE``, else as many as the built-in device has. Where ranks find different
+    devices, they decide what the first one does (``zc.agreed``).
 
     Raises:
         PipelineError: where ``LOCAL_WORLD_SIZE`` is no number of ranks.
