@@ -19,8 +19,9 @@ demo: $(STAMP)  ## train a small GPT with ZeRO-3 on two processes (under five mi
 	$(BIN)/python examples/demo.py
 
 # two workers; each takes whole files, whose tests may share a start of ranks, in the order of conftest.py
+# one thread each: two would wait for each other, spinning, on cores that the other worker needs
 test: $(STAMP)  ## run the tests (about 15 minutes on two cores)
-	$(BIN)/python -m pytest -m "not matrix" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not matrix" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-matrix: $(STAMP)  ## run the whole table of models, stages, levels and executors (long)
 	$(BIN)/python -m pytest -m matrix

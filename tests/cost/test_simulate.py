@@ -9,7 +9,8 @@ from tracing import physical, program_of
 from zc.passes.bucket_collectives import BucketCollectives
 
 from zc.cost.device import Device, Link
-from zc.cost.simulate import Timeline, simulate
+from zc.cost.simulate import simulate
+from zc.cost.timeline import Timeline
 from zc.cost.times import node_seconds
 from zc.program.collectives import is_collective, is_wait
 from zc.program.liveness import peak_bytes

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from debug.programs import GatherAll, chain_step
 
-from zc.cost.simulate import Span, simulate
+from zc.cost.simulate import simulate
+from zc.cost.timeline import Span
 from zc.debug.html import render
 from zc.debug.lane_plot import lane_plot
 from zc.debug.report import build_report, describe

@@ -17,7 +17,7 @@ from multiprocess import run_ranks
 
 WORLDS, STAGES, LEVELS = (2, 4), (0, 1, 2, 3), (1, 2)
 EXECUTORS, CLIPS = ("interpret", "inductor"), (False, True)
-SAMPLED = ("conv", "gpt", "llama")  # in every pair of choices; other models once
+SAMPLED = ("conv", "gpt")  # in every pair of choices; other models once
 DIMENSIONS = (SAMPLED, WORLDS, STAGES, LEVELS, EXECUTORS, CLIPS)
 
 LOSS = 1e-5  # relative; same operations, gradients summed in another order on 4 ranks

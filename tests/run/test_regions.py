@@ -18,6 +18,7 @@ from zc.run.compile import compile_regions, compiled_regions
 from zc.run.regions import Region, extract, free_of_work, split_regions, structure_key
 
 INDUCTOR = 1e-6  # relative; fused expressions round differently, one operation here and there
+SUMS = 1e-4  # absolute; of 256 numbers of order 1, in another order
 
 
 def regions_of(program: Program) -> list[Region]:
@@ -128,7 +129,8 @@ def test_an_expanded_value_is_expanded_where_it_is_read(read_inside: bool):
             args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
         assert [value.stride() for value in found] == strides(region.outputs)
-        torch.testing.assert_close(found, [values[node] for node in region.outputs])
+        expected = [values[node] for node in region.outputs]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=SUMS)
 
 
 def test_strides_are_kept():

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from zc.cost.makeup import ACTIVATIONS, Kind, makeup
-from zc.cost.simulate import Timeline, simulate
+from zc.cost.simulate import simulate
+from zc.cost.timeline import Timeline
 from zc.errors import ZcError
 from zc.program.copying import copy_program
 from zc.program.liveness import MemoryPoint, memory_timeline

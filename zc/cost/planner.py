@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from zc.cost.device import Device
 from zc.cost.issues import Issue
-from zc.cost.simulate import Timeline
 from zc.cost.slack import Clock, Search
+from zc.cost.timeline import Timeline
 from zc.cost.trial import Trial
 from zc.cost.windows import earliest
 from zc.program.places import Group, Places, move

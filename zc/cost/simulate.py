@@ -11,12 +11,12 @@ the nodes that run.
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from torch import fx
 
 from zc.cost.device import Device
 from zc.cost.lanes import COMPUTE, lane_of
+from zc.cost.timeline import Span, Timeline
 from zc.cost.times import node_seconds
 from zc.program.collectives import group_size, is_collective, is_wait
 from zc.program.liveness import memory_timeline
@@ -24,43 +24,6 @@ from zc.program.loops import as_executed
 from zc.program.mesh import Mesh
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
-
-
-@dataclass(frozen=True)
-class Span:
-    """``node`` keeps ``lane`` busy from ``start`` to ``end``, in seconds from the step's start."""
-
-    node: fx.Node
-    lane: str
-    start: float
-    end: float
-
-
-@dataclass
-class Timeline:
-    """What a simulated step takes.
-
-    Attributes:
-        spans: in the order of their nodes; nodes that take no time have none.
-        seconds: until the last lane is done.
-        compute_seconds: that the compute lane works, undisturbed.
-        exposed_seconds: that the compute lane stands still for a collective, or is slowed by one.
-        lane_seconds: busy time by lane.
-        phase_seconds: time on the compute lane, waits included, by phase.
-        ends: when the compute lane is through with each node, in the order in which they run.
-        memory: seconds and live bytes, whenever a node ends; empty where nobody asked.
-        peak_bytes: largest live bytes; 0 where nobody asked.
-    """
-
-    spans: list[Span] = field(default_factory=list)
-    seconds: float = 0.0
-    compute_seconds: float = 0.0
-    exposed_seconds: float = 0.0
-    lane_seconds: dict[str, float] = field(default_factory=dict)
-    phase_seconds: dict[str, float] = field(default_factory=dict)
-    ends: list[float] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
-    peak_bytes: int = 0
 
 
 def simulate(

@@ -16,7 +16,7 @@ from torch import fx
 
 from zc.cost.device import Device
 from zc.cost.lanes import COMPUTE
-from zc.cost.simulate import Timeline
+from zc.cost.timeline import Timeline
 from zc.program.collectives import waits_of
 from zc.program.loops import as_executed, loops_of
 from zc.program.places import Places, anchors_of

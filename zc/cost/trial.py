@@ -12,7 +12,8 @@ from typing import NamedTuple, TypeVar
 from torch import fx
 
 from zc.cost.device import Device
-from zc.cost.simulate import Timeline, simulate
+from zc.cost.simulate import simulate
+from zc.cost.timeline import Timeline
 from zc.cost.times import Works, node_seconds, works_of_lines
 from zc.errors import PipelineError
 from zc.program.effects import effects_in

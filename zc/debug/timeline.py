@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from zc.cost.simulate import Span, Timeline, simulate
+from zc.cost.simulate import simulate
+from zc.cost.timeline import Span, Timeline
 from zc.debug.schema import LaneSpan, LaneTimeline, Timing
 from zc.program.program import Program
 from zc.program.stamps import PHASES, stamp_of

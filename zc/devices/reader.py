@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from zc.cost.device import Device, Link
+from zc.devices.fields import mapping, scalar
 from zc.devices.ways import read_ways
 from zc.errors import PipelineError
-from zc.pipelines.located import Located, nearest, show
+from zc.pipelines.located import Located, nearest
 from zc.pipelines.yaml_file import parse_yaml
 from zc.program.units import Bytes, Duration, Rate
 
@@ -39,11 +40,6 @@ _NEEDED: dict[str, Any] = {
 _OPTIONAL: dict[str, Any] = {
     "collectives": dict, "measured_ranks": int, "ways": dict, "one_lane": bool, "cache": dict,
     "region": Duration, "product": Duration, "attention": float, "notes": str,
-}  # fmt: skip
-_KINDS = {
-    str: "text", int: "a whole number", float: "a number", bool: "true or false",
-    dict: "a mapping", Bytes: "a size such as 80GB", Duration: "a duration such as 10us",
-    Rate: "a rate such as 3.35TB/s",
 }  # fmt: skip
 
 
@@ -91,34 +87,34 @@ def read_device(root: Located) -> Device:
     Raises:
         PipelineError: for a missing or unknown key, a wrong type or unit, by line.
     """
-    found = _mapping(root, "a device", _NEEDED, _OPTIONAL)
-    node = _mapping(found["node"], "'node'", {"ranks": int, **_LINK}, _OVERLAP)
+    found = mapping(root, "a device", _NEEDED, _OPTIONAL)
+    node = mapping(found["node"], "'node'", {"ranks": int, **_LINK}, _OVERLAP)
     return Device(
-        name=_scalar(found["name"], str),
-        memory_bytes=_scalar(found["memory"], Bytes),
-        memory_bandwidth=_scalar(found["memory_bandwidth"], Rate),
+        name=scalar(found["name"], str),
+        memory_bytes=scalar(found["memory"], Bytes),
+        memory_bandwidth=scalar(found["memory_bandwidth"], Rate),
         flops=_flops(found["flops"]),
-        op_seconds=_scalar(found["op"], Duration),
-        issue_seconds=_scalar(found["issue"], Duration),
-        ranks_per_node=_scalar(node["ranks"], int),
+        op_seconds=scalar(found["op"], Duration),
+        issue_seconds=scalar(found["issue"], Duration),
+        ranks_per_node=scalar(node["ranks"], int),
         node=_link(node),
-        network=_link(_mapping(found["network"], "'network'", _LINK, _OVERLAP)),
-        **{key: _link(_mapping(found[key], f"'{key}'", _LINK)) for key in ("host", "file")},
+        network=_link(mapping(found["network"], "'network'", _LINK, _OVERLAP)),
+        **{key: _link(mapping(found[key], f"'{key}'", _LINK)) for key in ("host", "file")},
         collectives=_links(found.get("collectives")),
-        measured_ranks=_scalar(found.get("measured_ranks", Located(0, "")), int),
+        measured_ranks=scalar(found.get("measured_ranks", Located(0, "")), int),
         ways=read_ways(found.get("ways")),
-        one_lane=_scalar(found.get("one_lane", Located(False, "")), bool),
+        one_lane=scalar(found.get("one_lane", Located(False, "")), bool),
         **_cache(found.get("cache")),
-        region_seconds=_scalar(found.get("region", Located("0", "")), Duration),
-        product_seconds=_scalar(found.get("product", Located("0", "")), Duration),
+        region_seconds=scalar(found.get("region", Located("0", "")), Duration),
+        product_seconds=scalar(found.get("product", Located("0", "")), Duration),
         attention=_attention(found),
-        notes=_scalar(found.get("notes", Located("", "")), str),
+        notes=scalar(found.get("notes", Located("", "")), str),
     )
 
 
 def _share(found: dict[str, Located], key: str, default: float) -> float:
     place = found.get(key, Located(default, ""))
-    share = _scalar(place, float)
+    share = scalar(place, float)
     if not 0 <= share <= 1:
         raise place.fail(f"{key} is between 0 and 1; got {share}")
     return share
@@ -132,7 +128,7 @@ def _attention(found: dict[str, Located]) -> float:
 
 
 def _flops(place: Located) -> dict[str, float]:
-    rates = {k: _scalar(v, Rate) for k, v in place.value.items()}
+    rates = {k: scalar(v, Rate) for k, v in place.value.items()}
     if "float32" not in rates:
         raise place.fail("'flops' needs a rate for float32, which other dtypes fall back to")
     return rates
@@ -141,50 +137,17 @@ def _flops(place: Located) -> dict[str, float]:
 def _cache(place: Located | None) -> dict[str, Any]:
     if place is None:
         return {}
-    found = _mapping(place, "'cache'", {"size": Bytes, "bandwidth": Rate})
-    size, rate = _scalar(found["size"], Bytes), _scalar(found["bandwidth"], Rate)
+    found = mapping(place, "'cache'", {"size": Bytes, "bandwidth": Rate})
+    size, rate = scalar(found["size"], Bytes), scalar(found["bandwidth"], Rate)
     return {"cache_bytes": size, "cache_bandwidth": rate}
 
 
 def _links(place: Located | None) -> dict[str, Link]:
     if place is None:
         return {}
-    return {k: _link(_mapping(value, f"'{k}'", _LINK)) for k, value in place.value.items()}
+    return {k: _link(mapping(value, f"'{k}'", _LINK)) for k, value in place.value.items()}
 
 
 def _link(found: dict[str, Located]) -> Link:
-    latency, bandwidth = _scalar(found["latency"], Duration), _scalar(found["bandwidth"], Rate)
+    latency, bandwidth = scalar(found["latency"], Duration), scalar(found["bandwidth"], Rate)
     return Link(latency, bandwidth, _share(found, "interference", 0.0))
-
-
-def _mapping(
-    place: Located, subject: str, needed: dict[str, Any], optional: dict[str, Any] | None = None
-) -> dict[str, Located]:
-    """The entries at ``place``, each of its type, with none missing and none unknown."""
-    known = needed | (optional or {})
-    if not isinstance(place.value, dict):
-        raise place.fail(f"{subject} must be a mapping; got {show(place.value)}")
-    for key, value in place.value.items():
-        if key not in known:
-            hint = nearest(key, known) or f"; the keys are {', '.join(known)}"
-            raise value.fail(f"unknown key '{key}' in {subject}{hint}")
-        if known[key] is dict and not isinstance(value.value, dict):
-            raise value.fail(f"'{key}' must be a mapping; got {show(value.value)}")
-    missing = [key for key in needed if key not in place.value]
-    if missing:
-        raise place.fail(f"{subject} needs '{missing[0]}'")
-    return place.value
-
-
-def _scalar(place: Located, wanted: Any) -> Any:
-    """The value at ``place`` as ``wanted``."""
-    value = place.value
-    if wanted in (Bytes, Duration, Rate):
-        try:
-            return wanted(str(value))
-        except PipelineError as error:
-            raise place.fail(str(error)) from error
-    fits = type(value) is wanted or (wanted is float and type(value) is int)
-    if not fits:
-        raise place.fail(f"must be {_KINDS[wanted]}; got {show(value)}")
-    return wanted(value)
