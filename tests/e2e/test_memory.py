@@ -124,7 +124,7 @@ def measure_all(rank: int, world: int) -> dict[tuple[str, int, tuple[int, int]],
     warnings.simplefilter("ignore")
     return {
         (name, level, size): measure(name, level, size, world)
-        for name, level in (("gpt", 1), ("llama", 2))
+        for name, level in (("gpt", 1), ("gpt", 2), ("llama", 2))
         for size in (FEW, MANY)
     }
 
