@@ -21,7 +21,10 @@ Nothing is copied on the way in or out: shards of dimension 0 are gathered into 
 order changes, so no result does. Memory grows by what a bucket holds: under stage 3 up to
 ``gather_bytes`` of parameters that are gathered before they are used, and under stages 0, 2 and 3
 up to twice ``reduce_bytes`` of gradients, those of the bucket that fills and of the one under way.
-Where a program has a memory cap, limits are halved until it is kept.
+Where a program has a memory cap, limits are halved until it is kept. Where buckets neither shorten
+the predicted step nor lower a peak (zc.cost.balance), as where too little is left to overlap a
+large one with, collectives stay as they are. What has been decided for the same collectives before
+(zc.program.decisions) is done again.
 
 Runs before ``fuse_update``, which then updates a bucket's parameters behind its waits; behind it,
 each gradient is needed as soon as it is complete, and reductions are left as they are.
@@ -32,6 +35,9 @@ from typing import Any, ClassVar
 
 from torch import fx
 
+from zc.cost.balance import Balance, left_alone
+from zc.program.copying import copy_program, restore
+from zc.program.decisions import decision_key
 from zc.program.edit import Editor
 from zc.program.gather_buckets import bucket_gathers
 from zc.program.liveness import peak_bytes
@@ -56,10 +62,23 @@ class BucketCollectives(Pass):
 
     def run(self, program: Program) -> None:
         """Rewrite gathers and reductions that stand in one stretch of forward or backward."""
-        coalesce_up_to(program, *limits_under_cap(program, self.gather_bytes, self.reduce_bytes))
+        key = decision_key(program, self.name)
+        decided, balance = program.decisions.get(key), Balance(program)
+        saved = copy_program(program) if decided is None else program
+        limits = decided or limits_under_cap(program, self.gather_bytes, self.reduce_bytes)
+        said = f"buckets: {coalesce_up_to(program, *limits)}"
+        if decided is not None:
+            said = f"{said}, as decided before"
+        elif balance.helps():
+            said = balance.said(said)
+        else:
+            restore(program, saved)
+            limits, said = (0, 0), left_alone("coalescing")
+        program.decisions[key] = limits
+        program.notes.append(f"{self.name}: {said}")
 
 
-def limits_under_cap(program: Program, gathers: int, reductions: int) -> tuple[int, int]:
+def limits_under_cap(program: Program, gathers: int, reductions: int) -> tuple[int, ...]:
     """The limits, halved until the program with such buckets stays within its memory cap."""
     if program.cap_bytes is None:
         return gathers, reductions
@@ -80,8 +99,8 @@ def copy_of(graph: fx.Graph) -> fx.Graph:
     return copy
 
 
-def coalesce_up_to(program: Program, gathers: int, reductions: int) -> None:
-    """Make buckets of at most so many bytes."""
+def coalesce_up_to(program: Program, gathers: int, reductions: int) -> int:
+    """Make buckets of at most so many bytes; how many there are."""
     edit: Any = Editor(program, program.graph, made_by="bucket_collectives")
     number = bucket_gathers(edit, gathers, 0)
-    bucket_reductions(edit, reductions, number)
+    return bucket_reductions(edit, reductions, number)

@@ -16,29 +16,38 @@ after:   input %w: f32[16]  {param 'w' shard=dp:0}
 The parameter at rest is the master copy of mixed precision training (Micikevicius et al., "Mixed
 Precision Training", arXiv:1710.03740, section 3.1). Forward no longer reads it, nor does backward
 under ZeRO-3, and ``lower_update`` writes the copy in its one pass over memory. The copy costs its
-own bytes at rest. A cast that is read behind the update, or returned, stays a cast.
+own bytes at rest. A cast that is read behind the update, or returned, stays a cast; so do all where
+the model predicts that writing copies takes as long as the casts, as where these are parts of other
+passes over memory.
 
 The copy is made anew when something else has written to the parameter, which torch's version
 counters tell. Writes through ``param.data`` and collectives of ``torch.distributed`` on the
 parameter bypass these: write to ``param`` itself, under ``torch.no_grad()``.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from zc.cost.balance import Balance, rewrite_if_it_helps
+from zc.cost.device import Device
+from zc.cost.trial import NOISE, step_of
+from zc.program.copying import copy_program, restore
 from zc.program.edit import Editor, erase_dead, state_input
 from zc.program.nodes import input_of, value_of
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.retype import retype
+from zc.program.sizes import sizes_of
 from zc.program.stamps import UPDATE, stamp_of
 from zc.program.storages import storages_of
 from zc.program.tables import State
 
 aten: Any = torch.ops.aten
+COPY = "compute_copy"
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,22 @@ class CastInUpdate(Pass):
     requires: ClassVar[frozenset[str]] = frozenset({"sharded_update"})
 
     def run(self, program: Program) -> None:
-        """Replace the casts of every parameter that is updated in this program."""
+        """Replace the casts of every parameter that is updated here, where that helps."""
+        saved = copy_program(program)
+
+        def undo() -> None:
+            restore(program, saved)
+
+        idle = "left alone: writing casts in the update takes as long as they do"
+        device = program.device
+        balance = CastsAndCopies(program, device) if device else Balance(program)
+        rewrite_if_it_helps(program, self.name, lambda: self._kept(program), undo, idle, balance)
+
+    def _kept(self, program: Program) -> str:
+        """Keep casts from step to step; what to say of it."""
         writes, last = writes_of(program), last_readers(program.graph)
         order = {node: index for index, node in enumerate(program.graph.nodes)}
-        copy = None
+        copy, count = None, 0
         for param in program.placeholders("param"):
             casts = casts_of(param)
             if param not in writes or not casts:
@@ -60,7 +81,44 @@ class CastInUpdate(Pass):
             readers = [last[key] for cast in casts for key in storages_of(cast) if key in last]
             if all(order[reader] < order[writes[param]] for reader in readers):
                 copy = keep_copy(program, param, casts, writes[param], behind=copy)
+                count += 1
         retype(program, program.graph)  # views of a cast share the storage of the copy now
+        return f"parameters whose casts are kept: {count}" if count else ""
+
+
+class CastsAndCopies(Balance):
+    """What casts take, against what writing their copies takes.
+
+    An update is one pass over memory as ``lower_update`` makes it, in which a copy costs the bytes
+    that it writes; that there is another node for each before that is none of its cost. Bytes at
+    rest are not weighed.
+    """
+
+    def __init__(self, program: Program, device: Device) -> None:
+        super().__init__(program)
+        self._device, self._before = device, outside_update(program, device)
+
+    def helps(self) -> bool:
+        """Whether forward and backward are shorter by more than the copies take to write."""
+        saved, spent = self._saved_and_spent()
+        return saved - spent > NOISE * self._before
+
+    def said(self, done: str) -> str:
+        """See ``Balance``."""
+        saved, spent = self._saved_and_spent()
+        return f"{done}; casts take {saved * 1e3:.3f}ms less, writing copies {spent * 1e3:.3f}ms"
+
+    def _saved_and_spent(self) -> tuple[float, float]:
+        after, inputs = outside_update(self.program, self._device), self.program.placeholders()
+        copies = [node for node in inputs if input_of(node).subject.startswith(COPY)]
+        written = self._device.memory_seconds(sum(sizes_of(copy).nbytes for copy in copies))
+        return self._before - after, written
+
+
+def outside_update(program: Program, device: Device) -> float:
+    """Seconds of all nodes of ``program`` that are no update."""
+    seconds = step_of(program, device).seconds
+    return math.fsum(s for node, s in seconds.items() if stamp_of(node).phase != UPDATE)
 
 
 def writes_of(program: Program) -> dict[fx.Node, fx.Node]:
@@ -98,7 +156,7 @@ def keep_copy(
     name = input_of(param).subject
     value = value_of(casts[0])
     entry = State(
-        f"compute_copy[{name}]",
+        f"{COPY}[{name}]",
         "cache",
         tuple(value.shape),
         value.dtype,

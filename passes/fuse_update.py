@@ -21,8 +21,9 @@ after:   %w1_grad: f32[16] = c10d.wait_tensor(%w1_grad_scatter)
 
 An update moves no further up than the last read of what it writes, and than what it reads: behind a
 norm of all gradients nothing moves, nor into a loop over micro-batches. Only order changes, so no
-result does. The idea is that of Lv et al., "Full Parameter Fine-tuning for Large Language Models
-with Limited Resources" (arXiv:2306.09782), section 3.1, for any optimizer.
+result does. Where no predicted peak of live bytes falls, and the step gets no shorter, updates stay
+where they are (zc.cost.balance). The idea is that of Lv et al., "Full Parameter Fine-tuning for
+Large Language Models with Limited Resources" (arXiv:2306.09782), section 3.1, for any optimizer.
 """
 
 from collections.abc import Iterable
@@ -31,12 +32,14 @@ from typing import ClassVar
 
 from torch import fx
 
+from zc.cost.balance import left_alone, rewrite_if_it_helps
 from zc.program.collectives import is_collective, is_wait, operands_of, start_of
 from zc.program.loops import loop_by_node
 from zc.program.nodes import tensors_of
 from zc.program.pass_base import Kind, Pass
+from zc.program.places import put_back
 from zc.program.program import Program
-from zc.program.stamps import UPDATE, restamp, stamp_of
+from zc.program.stamps import UPDATE, restamp, set_stamp, stamp_of
 from zc.program.storages import storages_of, written_operands
 from zc.program.units import Bytes
 
@@ -55,7 +58,19 @@ class FuseUpdate(Pass):
     bucket_bytes: Bytes = Bytes(0)  # bytes of gradients that may wait for a common launch
 
     def run(self, program: Program) -> None:
-        """Move the nodes of every parameter's update up, in the order of their gradients."""
+        """Move the nodes of every parameter's update up, where that lowers a peak."""
+        order, stamps = list(program.graph.nodes), {n: stamp_of(n) for n in program.graph.nodes}
+
+        def undo() -> None:
+            put_back(order)
+            for node, stamp in stamps.items():
+                set_stamp(node, stamp)
+
+        idle = left_alone("updating parameters behind their gradients")
+        rewrite_if_it_helps(program, self.name, lambda: self._moved(program), undo, idle)
+
+    def _moved(self, program: Program) -> str:
+        """Move updates, in the order of their gradients; what to say of it."""
         order = {node: index for index, node in enumerate(program.graph.nodes)}
         (*_, last_input) = program.placeholders()
         groups = independent(groups_of(program.graph))
@@ -67,10 +82,12 @@ class FuseUpdate(Pass):
             group.anchor = loops[anchor].end if anchor in loops else anchor
         groups.sort(key=lambda group: order[group.anchor])
         if not groups:
-            return
+            return ""
         first = groups[0].anchor
         late = [node for node in shared if order[node] > order[first]]  # what reads them may stay
-        move(in_buckets(groups, self.bucket_bytes), {first: move_behind(first, late)})
+        buckets = in_buckets(groups, self.bucket_bytes)
+        move(buckets, {first: move_behind(first, late)})
+        return f"updates behind their gradients: {len(groups)}, in buckets: {len(buckets)}"
 
 
 @dataclass

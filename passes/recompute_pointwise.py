@@ -22,9 +22,11 @@ again (shard_params can keep vectors gathered: ``persist_vectors``), other reduc
 what the caller or the program may write to before backward reads it, and values that a loop uses
 from before it.
 
-No phase's predicted peak rises. Where the cut would raise one (a value newly saved may outlive
-those that it stands for), only what can be had from values that backward holds anyway is computed
-again; where that raises one too, nothing is.
+No phase's predicted peak rises, and one falls, or else the step gets shorter (zc.cost.balance):
+where memory is scarce at other moments, computing again costs time for nothing. Where the cut would
+raise a peak (a value newly saved may outlive those that it stands for), or lowers none, only what
+can be had from values that backward holds anyway is computed again; where that does no better,
+nothing is.
 
 Same ops on same values are the same bits, node by node. Compiled in regions, values may round
 differently where they are computed again: inside one kernel what is never stored is not rounded to
@@ -36,10 +38,10 @@ from typing import ClassVar
 
 from torch import fx
 
+from zc.cost.balance import Balance, left_alone
 from zc.errors import PipelineError
 from zc.program.analysis import turns
 from zc.program.edit import Editor, erase_dead
-from zc.program.liveness import peaks_of
 from zc.program.loops import loop_by_node
 from zc.program.min_cut import computed_again
 from zc.program.pass_base import Kind, Pass
@@ -76,16 +78,21 @@ class RecomputePointwise(Pass):
         savings = Savings(program, self.max_ops, self.smallest, self.redraw)
         wanted = savings.wanted()
         edit = Editor(program, program.graph, made_by=self.name)
-        before = peaks_of(program)
+        balance = Balance(program)
+        said = "left alone: backward reads nothing that can be computed again"
         for choices in (savings.choices, savings.only_of_what_is_there()):
             keys = computed_again(choices, wanted)
             again = [n for key, s in savings.stored.items() if key in keys for n in s.members]
             replaced = read_copies(edit, set(again))
-            after = peaks_of(program)
-            if all(after[phase] <= peak for phase, peak in before.items()):
+            if not replaced:
+                continue
+            if not balance.raises_a_peak() and balance.helps():
                 erase_dead(program.graph, again)
-                return
+                said = balance.said(f"values computed again in backward: {len(keys)}")
+                break
             put_back(edit, replaced)
+            said = left_alone("computing values again in backward")
+        program.notes.append(f"{self.name}: {said}")
 
 
 def read_copies(edit: Editor, again: set[fx.Node]) -> Replaced:

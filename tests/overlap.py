@@ -87,11 +87,11 @@ def step_on(
 ) -> Program:
     """The same with a step of AdamW, ``fused`` into backward or behind it."""
     program = step_program(fn, shapes_of(sizes), INPUTS, of("AdamW"), world=2)
-    program.device = device
     ShardParams(zero_stage=zero_stage).run(program)
     ShardUpdate().run(program)
     if fused:
-        FuseUpdate().run(program)
+        FuseUpdate().run(program)  # whether or not it helps, as nothing is known of a device yet
+    program.device = device
     return program
 
 

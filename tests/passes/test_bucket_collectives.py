@@ -1,6 +1,7 @@
 """bucket_collectives: what becomes one, what it leaves alone; no bit changes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from buckets import (
 )
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from overlap import DEVICE
 from random_losses import RandomLoss, assert_same_bits, random_losses
 from tracing import Shapes, physical, program_of, random_inputs
 from update.optimizers import of
@@ -28,9 +30,11 @@ from zc.passes.fuse_update import FuseUpdate
 from zc.passes.shard_params import ShardParams
 from zc.passes.shard_update import ShardUpdate
 
+from zc.cost.device import Link
 from zc.errors import PipelineError
 from zc.pipelines.pipeline import PassPipeline
 from zc.program.collectives import C10D, collectives_of, is_coalesced
+from zc.program.decisions import decision_key
 from zc.program.liveness import peak_bytes
 from zc.program.nodes import value_of
 from zc.program.program import Program
@@ -55,6 +59,27 @@ def test_casts_move_with_their_gathers(golden: Callable[..., None]):
     options: dict[str, Any] = {"compute_dtype": torch.bfloat16, "reduce_dtype": torch.bfloat16}
     loss = lambda p, x: chain(p, {"x": x["x"].bfloat16()}).float()  # noqa: E731
     golden(str(bucketed(physical(program_of(loss, SQUARES, INPUTS, **options)))), ".ir")
+
+
+def test_without_latencies_nothing_is_coalesced():
+    """What a link moves one by one is there as early, and its gradients go earlier."""
+    program = squares(3)
+    program.device, text = replace(DEVICE, node=Link(0.0, 1e3)), str(program)
+    BucketCollectives().run(program)
+    assert str(program) == text
+    assert program.notes == [
+        "bucket_collectives: left alone: coalescing neither shortens the step nor lowers a peak of "
+        "live bytes"
+    ]
+    assert list(program.decisions.values()) == [(0, 0)]
+
+
+def test_limits_that_were_decided_before():
+    program = squares(3)
+    program.decisions = {decision_key(program, "bucket_collectives"): (2 * ONE, 0)}
+    BucketCollectives().run(program)
+    assert program.notes == ["bucket_collectives: buckets: 3, as decided before"]
+    assert str(program) == str(bucketed(squares(3), 2 * ONE, 0))
 
 
 def test_limits_in_bytes():

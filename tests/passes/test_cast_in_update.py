@@ -3,8 +3,10 @@
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import overlap
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -48,6 +50,34 @@ def test_program(golden: Callable[..., None]):
     program = stepping(of("SGD", lr=0.1), 3, 2)
     CastInUpdate().run(program)
     golden(str(program))
+
+
+def scaled(p: dict[str, torch.Tensor], x: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The only cast is part of a pass over memory, which reads 4 bytes and would read 2."""
+    return (x["x"].to(BF16) * p["w0"].to(BF16)).sum().float()
+
+
+DEVICE = replace(overlap.DEVICE, memory_bandwidth=1e3, op_seconds=0.0)
+
+
+@pytest.mark.parametrize(("fn", "helps"), [(scaled, False), (loss, True)])
+def test_copies_are_kept_where_casts_take_longer(fn: Any, helps: bool):
+    shapes = {name: SHAPES[name] for name in (("w0", "w1", "bias") if helps else ("w0",))}
+    program = step_program(fn, shapes, {"x": (8, 8)}, of("SGD", lr=0.1), world=1, sharded=False)
+    ShardParams(zero_stage=0).run(program)
+    ShardUpdate().run(program)
+    text, state = str(program), dict(program.state)
+    program.device = DEVICE
+    CastInUpdate().run(program)
+    verify(program, full=True)
+    if helps:
+        (note,) = program.notes
+        assert note.startswith("cast_in_update: parameters whose casts are kept: 3; casts take ")
+        return
+    assert (str(program), program.state) == (text, state)
+    assert program.notes == [
+        "cast_in_update: left alone: writing casts in the update takes as long as they do"
+    ]
 
 
 @settings(max_examples=20, phases=[Phase.explicit, Phase.generate], deadline=None)

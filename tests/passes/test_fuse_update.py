@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from overlap import DEVICE
 from tracing import Shapes
 from update.optimizers import ELEMENTWISE, WHOLE, of
 from update.step_programs import outcome, step_program
@@ -55,6 +56,30 @@ def places(program: Program) -> str:
     letters = ["U" if phase == UPDATE else "b" for phase in phases]
     runs = [a for a, b in zip(letters, ["", *letters], strict=False) if a != b]
     return "".join(runs)
+
+
+def test_where_no_peak_falls_updates_stay():
+    """Gradients of shards are small beside what backward holds when it begins."""
+    program, text = (stepping(chain, of("AdamW"), 3, 2) for _ in range(2))
+    stamps = [stamp_of(node) for node in program.graph.nodes]
+    program.device = DEVICE
+    FuseUpdate().run(program)
+    assert str(program) == str(text)
+    assert [stamp_of(node) for node in program.graph.nodes] == stamps
+    assert program.notes == [
+        "fuse_update: left alone: updating parameters behind their gradients neither shortens the "
+        "step nor lowers a peak of live bytes"
+    ]
+
+
+def test_where_a_peak_falls_updates_move():
+    program = stepping(chain, of("AdamW"), 0, 2)
+    program.device = DEVICE
+    FuseUpdate().run(program)
+    assert program.notes == [
+        "fuse_update: updates behind their gradients: 3, in buckets: 3; the step takes "
+        "56000.000ms in place of 56000.000ms, the peak 3860B in place of 4180B"
+    ]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])

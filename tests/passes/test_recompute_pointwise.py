@@ -8,6 +8,7 @@ import torch
 from building import Build, built
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from overlap import DEVICE
 from random_losses import assert_same_bits
 from torch import fx
 from tracing import Shapes, physical, program_of, random_inputs
@@ -210,6 +211,38 @@ def test_where_the_peak_would_rise_nothing_new_is_saved():
     beside = built(lambda edit, x: rising(edit, x, gelu=True))
     (copy,) = again(recomputed(beside))
     assert copy.startswith("gelu")
+
+
+def test_where_no_peak_falls_nothing_is_computed_again():
+    """The peak stands in backward, behind the values that could go."""
+    program, text = mlp_program(), str(mlp_program())
+    program.device = DEVICE
+    assert str(recomputed(program)) == text
+    assert program.notes == [
+        "recompute_pointwise: left alone: computing values again in backward neither shortens the "
+        "step nor lowers a peak of live bytes"
+    ]
+
+
+def wide(p: Tensors, x: Tensors) -> torch.Tensor:
+    """Values that are much larger than what they are made of live from forward to backward."""
+    hidden = torch.nn.functional.gelu(x["x"] @ p["w0"].t())
+    return (hidden.sin() @ p["w1"]).cos().sum()
+
+
+def test_where_a_peak_falls_the_note_says_what_it_costs():
+    program = physical(program_of(wide, MLP, {"x": (64, 8)}))
+    program.device = DEVICE
+    (note,) = recomputed(program).notes
+    assert note.startswith("recompute_pointwise: values computed again in backward: ")
+    assert "; the step takes " in note
+
+
+def test_nothing_may_be_there_to_compute_again():
+    program = recomputed(built(lambda edit, x: [edit.call(aten.mm.default, x, x)]))
+    assert program.notes == [
+        "recompute_pointwise: left alone: backward reads nothing that can be computed again"
+    ]
 
 
 def test_max_ops():

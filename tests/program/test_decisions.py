@@ -20,13 +20,10 @@ from zc.verify import verify
 from zc.verify.agreement import communication_plan
 
 
-def program_for(rows: int, device: Device, sizes: list[int], fn: Any, bucket: int) -> Program:
+def program_for(rows: int, device: Device | None, sizes: list[int], fn: Any) -> Program:
     program = program_of(fn, shapes_of(sizes), {"x": (rows, 8)}, 2)
     program.device = device
-    physical(program)
-    if bucket:
-        BucketCollectives(gather_bytes=Bytes(bucket), reduce_bytes=Bytes(bucket)).run(program)
-    return program
+    return physical(program)
 
 
 @settings(max_examples=15, deadline=None, phases=PHASES)
@@ -37,8 +34,9 @@ def program_for(rows: int, device: Device, sizes: list[int], fn: Any, bucket: in
 def test_a_program_for_another_batch_follows(
     device: Device, sizes: list[int], memory: Bytes | None, fn: Any, bucket: int, rows: Any
 ):
-    one, other = (program_for(count, device, sizes, fn, bucket) for count in rows)
-    passes = (KeepGathered(memory=memory), PrefetchGathers(memory=memory))
+    one, other = (program_for(count, device, sizes, fn) for count in rows)
+    buckets = BucketCollectives(gather_bytes=Bytes(bucket), reduce_bytes=Bytes(bucket))
+    passes = (buckets, KeepGathered(memory=memory), PrefetchGathers(memory=memory))
     for each in passes:
         each.run(one)
     given = random_inputs(other, {"x": (rows[1], 8)})
@@ -53,11 +51,10 @@ def test_a_program_for_another_batch_follows(
 
 
 def test_a_decision_is_for_certain_collectives():
-    device = None
     keys = set()
     for sizes in ([8, 8], [8, 16], [8, 8, 8]):
-        program = program_for(4, device, sizes, chain, 0)  # type: ignore[arg-type]
-        larger = program_for(64, device, sizes, chain, 0)  # type: ignore[arg-type]
+        program = program_for(4, None, sizes, chain)
+        larger = program_for(64, None, sizes, chain)
         assert decision_key(program, "a") == decision_key(larger, "a")
         keys |= {decision_key(program, "a"), decision_key(program, "b")}
     assert len(keys) == 6

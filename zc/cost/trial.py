@@ -25,7 +25,7 @@ from zc.program.remembered import remembered
 from zc.program.units import Bytes
 
 _TRIES = 3
-_NOISE = 1e-9  # relative; sums of the same seconds in another order differ by less
+NOISE = 1e-9  # relative; sums of the same seconds in another order differ by less
 T = TypeVar("T")
 
 
@@ -124,7 +124,7 @@ class Trial:
 
 def shorter(found: Timeline, than: Timeline) -> bool:
     """Whether one step takes less time than another."""
-    return found.seconds < than.seconds * (1 - _NOISE)
+    return found.seconds < than.seconds * (1 - NOISE)
 
 
 def device_of(program: Program, name: str) -> Device:
@@ -154,14 +154,18 @@ def memory_limit(program: Program, peak: int, memory: Bytes | None, default: int
 
 def done_note(done: str, limit: int, before: Timeline, after: Timeline) -> str:
     """What a pass that did ``done`` within ``limit`` bytes says of the step."""
-    times = f"{_milliseconds(after)} in place of {_milliseconds(before)}"
-    return f"{done} within {Bytes(limit)} of live bytes; the step takes {times}"
+    return f"{done} within {Bytes(limit)} of live bytes; {times_note(before, after)}"
 
 
 def idle_note(doing: str, limit: int) -> str:
     """What a pass says that left a program alone, since ``doing`` something does not help."""
     within = f"within {Bytes(limit)} of live bytes"
     return f"left alone: {doing} {within} does not shorten the step"
+
+
+def times_note(before: Timeline, after: Timeline) -> str:
+    """How long the step takes, for a note."""
+    return f"the step takes {_milliseconds(after)} in place of {_milliseconds(before)}"
 
 
 def _milliseconds(timeline: Timeline) -> str:

@@ -24,11 +24,11 @@ def copy_program(program: Program) -> Program:
 
 
 def restore(program: Program, saved: Program) -> None:
-    """Give ``program`` the graphs and rules of ``saved``, its copy, which is not used from then on.
+    """Give ``program`` the graphs, state and rules of ``saved``, its copy, not used from then on.
 
     Nodes of ``program`` are others then, and what refers to the earlier ones is out of date.
     """
-    program.graphs, program.rules = saved.graphs, saved.rules
+    program.graphs, program.state, program.rules = saved.graphs, saved.state, saved.rules
 
 
 def _copy(source: fx.Graph) -> fx.Graph:

@@ -1,11 +1,13 @@
 """What passes have decided about communication, so that other compilations can follow it.
 
-Which parameters stay gathered, and when a gather starts, is decided by memory and time, which
-depend on the size of a batch; ranks must start the same collectives in the same order whatever
-their batches are. So a pass that decides such a thing notes it in the program, and does what is
-noted there already: by an earlier compilation of the function, or by another rank (``zc.agreed``).
+Which parameters stay gathered, when a gather starts, which collectives become one and whether an
+update moves is decided by memory and time, which depend on the size of a batch; ranks must start
+the same collectives in the same order whatever their batches are. So a pass that decides such a
+thing notes it in the program, and does what is noted there already: by an earlier compilation of
+the function, or by another rank (``zc.agreed``).
 
-A decision is a tuple of collectives by number, in the order in which the pass found them.
+A decision is a tuple of numbers: collectives in the order in which the pass found them, limits in
+bytes, or 1 and 0 for yes and no.
 """
 
 import hashlib

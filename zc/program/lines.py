@@ -11,7 +11,8 @@ from its operands too (their types, their stamps) is in their lines. The program
 the nodes that it had when it was last read.
 """
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator
+from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
@@ -121,10 +122,23 @@ def _phase_of_input(given: Any) -> str:
 
 def read(program: Program) -> Reading:
     """The lines of all nodes of ``program``, in order; old ones where they hold."""
+    if program.still:
+        return program.lines
     program.lines = {
         name: _lines(graph, program.lines.get(name, {})) for name, graph in program.graphs.items()
     }
     return program.lines
+
+
+@contextmanager
+def still(program: Program) -> Iterator[None]:
+    """Read ``program`` once for all that asks within; nobody changes it meanwhile."""
+    before, _ = program.still, read(program)
+    program.still = True
+    try:
+        yield
+    finally:
+        program.still = before
 
 
 def _lines(graph: fx.Graph, known: Lines) -> Lines:

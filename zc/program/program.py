@@ -49,6 +49,7 @@ class Program:
         updates: traced optimizer steps; the last argument of ``zc.update`` is an index into them.
         lines: what was last read of its nodes (``zc.program.lines``), by graph.
         found: what was worked out of lines (``zc.program.remembered``).
+        still: whether nobody changes it at the moment (``zc.program.lines.still``).
     """
 
     name: str
@@ -71,6 +72,7 @@ class Program:
     notes: list[str] = field(default_factory=list)
     lines: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    still: bool = field(default=False, init=False, repr=False, compare=False)
 
     @property
     def graph(self) -> fx.Graph:

@@ -10,7 +10,7 @@ follows from, by the program.
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-from zc.program.lines import read
+from zc.program.lines import read, still
 from zc.program.program import Program
 
 T = TypeVar("T")
@@ -27,9 +27,10 @@ def remembered(
         find: works it out; what it returns must not be changed.
         in_order: whether the order of nodes counts.
     """
-    rows = [tuple(lines.values()) for lines in read(program).values()]
-    lines = rows if in_order else list(map(frozenset, rows))
-    known = program.found.get(what)
-    if known is None or known[0] != lines:
-        known = program.found[what] = lines, find()
+    with still(program):
+        rows = [tuple(lines.values()) for lines in read(program).values()]
+        lines = rows if in_order else list(map(frozenset, rows))
+        known = program.found.get(what)
+        if known is None or known[0] != lines:
+            known = program.found[what] = lines, find()
     return known[1]

@@ -16,7 +16,7 @@ from typing import Any
 from zc.program.lines import Reading, read
 from zc.program.program import Program
 
-_UNCOUNTED = ("graphs", "notes", "lines", "found")
+_UNCOUNTED = ("graphs", "notes", "lines", "found", "still")
 
 
 class Standing:
