@@ -8,8 +8,9 @@
 
 Ranks are forked from one process that has imported torch and zc and done nothing else. With
 ``fresh`` each starts a Python of its own, with its own order of sets; that costs about 4 s a rank.
-One test starts ranks once for many checks. Nothing here can hang: every group has a timeout, and
-what still runs at the end of ``timeout`` is killed.
+One test starts ranks once for many checks. Passes act whether or not that helps (``acting``),
+unless a test asks for ``weighing``. Nothing here can hang: every group has a timeout, and what
+still runs at the end of ``timeout`` is killed.
 """
 
 import importlib.util
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from acting import act_always
 
 from zc.torch_private import fake_world
 
@@ -49,11 +51,12 @@ class Outcome:
     error: str | None = None
 
 
-def run_ranks(
-    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, fresh: bool = False
-) -> list[Any]:
-    """Run ``fn(rank, world, *args)`` on ``world`` gloo ranks and return their results by rank."""
-    outcomes = outcomes_of(fn, world, *args, timeout=timeout, fresh=fresh)
+def run_ranks(fn: Callable[..., Any], world: int, *args: Any, **how: Any) -> list[Any]:
+    """Run ``fn(rank, world, *args)`` on ``world`` gloo ranks and return their results by rank.
+
+    Keywords are those of ``outcomes_of``.
+    """
+    outcomes = outcomes_of(fn, world, *args, **how)
     errors = [f"rank {r}:\n{o.error}" for r, o in enumerate(outcomes) if o.error is not None]
     if errors:
         raise RanksFailed("\n".join(errors))
@@ -61,15 +64,16 @@ def run_ranks(
 
 
 def outcomes_of(
-    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, fresh: bool = False
-) -> list[Outcome]:
+    fn: Callable[..., Any], world: int, *args: Any, timeout: float = 120, fresh: bool = False,
+    weighing: bool = False,
+) -> list[Outcome]:  # fmt: skip
     """As ``run_ranks``, but failures are returned: for tests of what ranks do when one dies."""
     with tempfile.TemporaryDirectory() as folder:
         source = (Path(fn.__code__.co_filename), fn.__qualname__)
         context: Any = mp.get_context("spawn" if fresh else "forkserver")
         if not fresh:
             context.set_forkserver_preload(PRELOADED)
-        given = (source, world, folder, dict(os.environ), args)
+        given = (source, world, folder, dict(os.environ), weighing, args)
         ranks = [
             context.Process(target=_run_rank, args=(rank, *given), daemon=True)
             for rank in range(world)
@@ -110,11 +114,14 @@ def _run_rank(
     world: int,
     folder: str,
     environment: dict[str, str],
+    weighing: bool,
     args: tuple[Any, ...],
 ) -> None:
     os.environ.clear()
     os.environ.update(environment, GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
+    if not weighing:
+        act_always()
     outcome: dict[str, Any]
     try:
         dist.init_process_group(

@@ -84,7 +84,7 @@ def notes_of(folder: Path) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_overlap_changes_no_bit(tmp_path: Path) -> None:
-    for found in run_ranks(ranks, 2, str(tmp_path), timeout=240):
+    for found in run_ranks(ranks, 2, str(tmp_path), timeout=240, weighing=True):
         for run in RUNS:
             (losses, params), (other, others) = found[run], found["plain", run[1]]
             assert losses == other, run

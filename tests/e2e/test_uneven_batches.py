@@ -63,7 +63,7 @@ def runs(rank: int, world: int) -> dict[Any, Any]:
 
 @pytest.mark.timeout(300)
 def test_losses_and_parameters_are_those_without_them() -> None:
-    for found in run_ranks(runs, 2, timeout=240):
+    for found in run_ranks(runs, 2, timeout=240, weighing=True):
         for name, ((losses, params), (other, others)) in found.items():
             assert losses == pytest.approx(other, rel=TOLERANCE), name
             for key, value in params.items():
