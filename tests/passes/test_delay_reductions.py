@@ -146,10 +146,10 @@ def test_another_reader_holds_a_wait():
 @pytest.mark.parametrize(
     ("zero_stage", "latency", "note"),
     [
-        (1, 1.0, "delay_reductions: left alone: waiting for reductions later within 2564B of live "
-                 "bytes does not shorten the step"),
-        (2, 0.0, "delay_reductions: left alone: waiting for reductions later within 2692B of live "
-                 "bytes does not shorten the step"),
+        (1, 1.0, "delay_reductions: left alone: waiting for reductions later within 2.56 KB of "
+                 "live bytes does not shorten the step"),
+        (2, 0.0, "delay_reductions: left alone: waiting for reductions later within 2.69 KB of "
+                 "live bytes does not shorten the step"),
     ],
 )  # fmt: skip
 def test_a_program_that_gains_nothing_stays_as_it_is(zero_stage: int, latency: float, note: str):

@@ -78,7 +78,7 @@ def test_where_a_peak_falls_updates_move():
     FuseUpdate().run(program)
     assert program.notes == [
         "fuse_update: updates behind their gradients: 3, in buckets: 3; the step takes "
-        "56000.000ms in place of 56000.000ms, the peak 3860B in place of 4180B"
+        "56000.000ms in place of 56000.000ms, the peak 3.86 KB in place of 4.18 KB"
     ]
 
 

@@ -135,7 +135,7 @@ def test_a_shard_that_is_written_in_between_is_gathered_again():
         (2, 1.0, Bytes(1000), "nothing is gathered a second time"),
         (3, 0.0, Bytes(1000), "nothing is gathered a second time"),
         (3, 1.0, Bytes(0),
-         "keeping parameters gathered within 3716B of live bytes does not shorten the step"),
+         "keeping parameters gathered within 3.72 KB of live bytes does not shorten the step"),
     ],
 )  # fmt: skip
 def test_a_program_that_gains_nothing_stays_as_it_is(

@@ -166,7 +166,7 @@ def test_a_cast_from_before_a_write_holds_its_gather():
         ({"zero_stage": 0, "sharded": False},
          "prefetch_gathers: left alone: there is no gather to move"),
         ({"zero_stage": 2, "latency": 0.0},
-         "prefetch_gathers: left alone: starting gathers earlier within 2436B of live bytes does "
+         "prefetch_gathers: left alone: starting gathers earlier within 2.44 KB of live bytes does "
          "not shorten the step"),
     ],
 )  # fmt: skip

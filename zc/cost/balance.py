@@ -22,7 +22,7 @@ from zc.program.decisions import decision_key
 from zc.program.lines import still
 from zc.program.liveness import peaks_of
 from zc.program.program import Program
-from zc.program.units import Bytes
+from zc.text import show_bytes
 
 _LEFT, _DONE = (0,), (1,)  # decisions
 
@@ -58,7 +58,7 @@ class Balance:
         """What a pass says that did ``done`` and leaves it so."""
         with still(self.program):
             before, after = self._step, self._step_now()
-            peaks = Bytes(_highest(peaks_of(self.program))), Bytes(_highest(self.peaks))
+            peaks = [show_bytes(_highest(p)) for p in (peaks_of(self.program), self.peaks)]
         if before is None or after is None:
             return done
         return f"{done}; {times_note(before, after)}, the peak {peaks[0]} in place of {peaks[1]}"

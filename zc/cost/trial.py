@@ -23,6 +23,7 @@ from zc.program.places import put_back
 from zc.program.program import Program
 from zc.program.remembered import remembered
 from zc.program.units import Bytes
+from zc.text import show_bytes
 
 _TRIES = 3
 NOISE = 1e-9  # relative; sums of the same seconds in another order differ by less
@@ -154,12 +155,12 @@ def memory_limit(program: Program, peak: int, memory: Bytes | None, default: int
 
 def done_note(done: str, limit: int, before: Timeline, after: Timeline) -> str:
     """What a pass that did ``done`` within ``limit`` bytes says of the step."""
-    return f"{done} within {Bytes(limit)} of live bytes; {times_note(before, after)}"
+    return f"{done} within {show_bytes(limit)} of live bytes; {times_note(before, after)}"
 
 
 def idle_note(doing: str, limit: int) -> str:
     """What a pass says that left a program alone, since ``doing`` something does not help."""
-    within = f"within {Bytes(limit)} of live bytes"
+    within = f"within {show_bytes(limit)} of live bytes"
     return f"left alone: {doing} {within} does not shorten the step"
 
 

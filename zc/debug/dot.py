@@ -9,12 +9,12 @@ from torch import fx
 
 from zc.debug.fold import Box, Folded, Key, box_lines, fold
 from zc.debug.report import op_name
-from zc.debug.text import show_bytes
 from zc.program.collectives import COLLECTIVES, is_collective, is_wait
 from zc.program.nodes import input_of, value_of
 from zc.program.printer import print_type
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
+from zc.text import show_bytes
 
 MAX_NODES = 400
 LANE_COLOURS = {"gather": "#8ecae6", "reduce": "#ffb703"}

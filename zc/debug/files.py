@@ -5,8 +5,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from zc.debug.text import slug_of
 from zc.errors import ZcError
+from zc.text import slug_of
 
 _OURS = re.compile(r"pipeline\.yaml|report\.(json|html)|\d\d+-\w+\.(ir|diff|dot|svg)")
 _taken: set[Path] = set()

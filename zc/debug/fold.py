@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from zc.debug.text import show_bytes, show_count
 from zc.program.collectives import Collective, collectives_of, output_bytes
 from zc.program.nodes import input_of
 from zc.program.program import Program
 from zc.program.stamps import stamp_of
+from zc.text import show_bytes, show_count
 
 MAX_BOXES = 250
 Key = tuple[str, str]

@@ -11,8 +11,8 @@ from zc.debug.plot import plot
 from zc.debug.schema import ParameterRow, Report
 from zc.debug.steps import Change, pass_steps
 from zc.debug.table import Cell, table
-from zc.debug.text import show_bytes, show_count, show_seconds
 from zc.program.stamps import PHASES
+from zc.text import show_bytes, show_count, show_seconds
 
 __all__ = ["Change", "render"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from zc.debug.files import write_text
 from zc.debug.page_style import STYLE
-from zc.debug.text import show_bytes
 from zc.program.stamps import PHASES
+from zc.text import show_bytes
 
 _COLUMNS = ("program", "level", "ranks", "parameters", "nodes", "peak", "payload", "passes")
 

@@ -3,7 +3,7 @@
 from html import escape
 
 from zc.debug.schema import LaneSpan, LaneTimeline
-from zc.debug.text import show_count, show_seconds
+from zc.text import show_count, show_seconds
 
 WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 1000, 70, 14, 10, 34, 22
 _TICKS = 5

@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 
 from zc.debug.schema import CurvePoint, Memory, Peak
-from zc.debug.text import show_bytes
+from zc.text import show_bytes
 
 WIDTH, HEIGHT = 1000, 300
 LEFT, RIGHT, TOP, BOTTOM = 70, 14, 34, 30

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from zc.debug.schema import PassReport, Timing
-from zc.debug.text import show_bytes, show_seconds
+from zc.text import show_bytes, show_seconds
 
 DIFF_LINES = 1500  # lines of one diff in the page; the file has all
 OPS_SHOWN = 12

@@ -18,7 +18,6 @@ import zc
 from zc.cost.advice import peak_point
 from zc.cost.makeup import makeup
 from zc.cost.simulate import simulate
-from zc.debug.text import show_bytes
 from zc.errors import CaptureError, PipelineError
 from zc.pipelines.manager import run_passes
 from zc.pipelines.pipeline import PassPipeline
@@ -27,6 +26,7 @@ from zc.planning.rows import Row
 from zc.program.collectives import collectives_of
 from zc.program.copying import copy_program
 from zc.program.program import Program
+from zc.text import show_bytes
 from zc.torch_private import fake_world, without_memory
 
 RATE = 1e-4  # of the optimizer; of no matter to costs

@@ -17,9 +17,9 @@ from zc.cost.symbolic import (
     gpt_layer_bytes,
     gpt_parameters,
 )
-from zc.debug.text import show_bytes
 from zc.planning.rows import Row
 from zc.planning.sizes import GptSize
+from zc.text import show_bytes
 
 _UPDATE_BYTES = 28  # of an AdamW update of one parameter: read and written once
 _RECOMPUTED = 3 / 4  # of the rate is left for what counts when forward runs twice

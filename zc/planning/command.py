@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from zc.cost.device import Device
-from zc.debug.text import show_bytes
 from zc.devices.reader import load_device
 from zc.errors import PipelineError
 from zc.pipelines.pipeline import PassPipeline
@@ -23,6 +22,7 @@ from zc.planning.rows import Row
 from zc.planning.sizes import gpt_size, parameter_count
 from zc.planning.table import formula_text, plan_json, plan_text, state_text
 from zc.program.units import Bytes
+from zc.text import show_bytes
 
 BUILTIN = ("zero0", "zero1", "zero2", "zero3")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

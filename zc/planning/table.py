@@ -14,8 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 from zc.cost.symbolic import MEANINGS, ZERO_STAGES, formulas
-from zc.debug.text import show_bytes, show_seconds
 from zc.planning.rows import Row, ranked
+from zc.text import show_bytes, show_seconds
 
 _HEAD = ("ranks", "pipeline", "fits", "peak", "step", "at best", "exposed", "sent")
 _GAP = "  "

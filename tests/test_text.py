@@ -1,6 +1,6 @@
 import pytest
 
-from zc.debug.text import show_bytes, show_count, show_seconds, slug_of
+from zc.text import show_bytes, show_count, show_seconds, slug_of
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Numbers and names as dumps write them."""
+"""Numbers and names as dumps, notes and tables write them."""
 
 import re
 
