@@ -21,30 +21,33 @@ Nothing is copied on the way in or out: shards of dimension 0 are gathered into 
 order changes, so no result does. Memory grows by what a bucket holds: under stage 3 up to
 ``gather_bytes`` of parameters that are gathered before they are used, and under stages 0, 2 and 3
 up to twice ``reduce_bytes`` of gradients, those of the bucket that fills and of the one under way.
-Where a program has a memory cap, limits are halved until it is kept. Where buckets neither shorten
-the predicted step nor lower a peak (zc.cost.balance), as where too little is left to overlap a
-large one with, collectives stay as they are. What has been decided for the same collectives before
+Limits are halved until the program keeps its memory cap and the step gets shorter, halfway between
+what it takes as it stands and what it takes if all overlaps that can (zc.cost.overlapped): a large
+bucket spares latencies, and keeps what is first needed from it waiting. Where none of them helps,
+collectives stay as they are. What has been decided for the same collectives before
 (zc.program.decisions) is done again.
 
 Runs before ``fuse_update``, which then updates a bucket's parameters behind its waits; behind it,
 each gradient is needed as soon as it is complete, and reductions are left as they are.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import fx
-
-from zc.cost.balance import Balance, left_alone
+from zc.cost.balance import LEFT_BEFORE
+from zc.cost.overlapped import Overlapping
+from zc.program.collectives import input_bytes, is_collective, output_bytes
 from zc.program.copying import copy_program, restore
 from zc.program.decisions import decision_key
 from zc.program.edit import Editor
 from zc.program.gather_buckets import bucket_gathers
-from zc.program.liveness import peak_bytes
+from zc.program.liveness import live_bytes
 from zc.program.pass_base import Kind, Pass
 from zc.program.program import Program
 from zc.program.reduce_buckets import bucket_reductions
 from zc.program.units import Bytes
+
+LEFT = (0, 0)  # limits that make no bucket
 
 
 @dataclass(frozen=True)
@@ -63,40 +66,57 @@ class BucketCollectives(Pass):
     def run(self, program: Program) -> None:
         """Rewrite gathers and reductions that stand in one stretch of forward or backward."""
         key = decision_key(program, self.name)
-        decided, balance = program.decisions.get(key), Balance(program)
-        saved = copy_program(program) if decided is None else program
-        limits = decided or limits_under_cap(program, self.gather_bytes, self.reduce_bytes)
-        said = f"buckets: {coalesce_up_to(program, *limits)}"
-        if decided is not None:
-            said = f"{said}, as decided before"
-        elif balance.helps():
-            said = balance.said(said)
+        limits = program.decisions.get(key)
+        if limits is None:
+            limits, said = coalesced(program, int(self.gather_bytes), int(self.reduce_bytes))
+        elif limits == LEFT:
+            said = LEFT_BEFORE
         else:
-            restore(program, saved)
-            limits, said = (0, 0), left_alone("coalescing")
+            said = f"buckets: {coalesce_up_to(program, *limits)}, as decided before"
         program.decisions[key] = limits
         program.notes.append(f"{self.name}: {said}")
 
 
-def limits_under_cap(program: Program, gathers: int, reductions: int) -> tuple[int, ...]:
-    """The limits, halved until the program with such buckets stays within its memory cap."""
-    if program.cap_bytes is None:
-        return gathers, reductions
-    while gathers or reductions:
-        trial = replace(program, graphs={"step": copy_of(program.graph)})
-        coalesce_up_to(trial, gathers, reductions)
-        if peak_bytes(trial.graph, fused=program.fused) <= program.cap_bytes:
+def coalesced(program: Program, gathers: int, reductions: int) -> tuple[tuple[int, int], str]:
+    """Make buckets up to the limits, or to the largest halves of them that help.
+
+    Returns:
+        The limits in bytes, and what to say of it.
+    """
+    limits, why = (
+        within_all(program, gathers, reductions),
+        "left alone: there is nothing to coalesce",
+    )
+    if program.device is None and program.cap_bytes is None:
+        return limits, f"buckets: {coalesce_up_to(program, *limits)}"
+    balance = Overlapping(program)
+    while limits != LEFT:
+        saved = copy_program(program)
+        count = coalesce_up_to(program, *limits)
+        if not count:
+            restore(program, saved)
             break
-        gathers, reductions = gathers // 2, reductions // 2
-    return gathers, reductions
+        if is_over(program):
+            why = "left alone: coalescing exceeds the memory cap"
+        elif balance.helps():
+            return limits, balance.said(f"buckets: {count}")
+        else:
+            why = f"left alone: coalescing {balance.why_not()}"
+        restore(program, saved)
+        limits = limits[0] // 2, limits[1] // 2
+    return LEFT, why
 
 
-def copy_of(graph: fx.Graph) -> fx.Graph:
-    """A copy with the same types and stamps."""
-    copy, env = fx.Graph(), {}
-    for node in graph.nodes:
-        env[node] = copy.node_copy(node, env.__getitem__)
-    return copy
+def within_all(program: Program, gathers: int, reductions: int) -> tuple[int, int]:
+    """The limits, which need not be larger than all there is."""
+    starts = [node for node in program.graph.nodes if is_collective(node)]
+    largest = sum(max(input_bytes(start), output_bytes(start)) for start in starts)
+    return min(gathers, largest), min(reductions, largest)
+
+
+def is_over(program: Program) -> bool:
+    """Whether the predicted peak exceeds the memory cap."""
+    return program.cap_bytes is not None and max(live_bytes(program)) > program.cap_bytes
 
 
 def coalesce_up_to(program: Program, gathers: int, reductions: int) -> int:

@@ -34,7 +34,7 @@ from torch import fx
 
 from zc.cost.balance import Balance, rewrite_if_it_helps
 from zc.cost.device import Device
-from zc.cost.trial import NOISE, step_of
+from zc.cost.trial import step_of
 from zc.program.copying import copy_program, restore
 from zc.program.edit import Editor, erase_dead, state_input
 from zc.program.nodes import input_of, value_of
@@ -45,9 +45,10 @@ from zc.program.sizes import sizes_of
 from zc.program.stamps import UPDATE, stamp_of
 from zc.program.storages import storages_of
 from zc.program.tables import State
+from zc.text import show_bytes
 
 aten: Any = torch.ops.aten
-COPY = "compute_copy"
+COPY = "compute_copy["
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,8 @@ class CastInUpdate(Pass):
         def undo() -> None:
             restore(program, saved)
 
-        idle = "left alone: writing casts in the update takes as long as they do"
-        device = program.device
-        balance = CastsAndCopies(program, device) if device else Balance(program)
-        rewrite_if_it_helps(program, self.name, lambda: self._kept(program), undo, idle, balance)
+        doing, rewrite = "keeping casts of parameters", lambda: self._kept(program)
+        rewrite_if_it_helps(program, self.name, rewrite, undo, doing, CastsAndCopies)
 
     def _kept(self, program: Program) -> str:
         """Keep casts from step to step; what to say of it."""
@@ -87,38 +86,33 @@ class CastInUpdate(Pass):
 
 
 class CastsAndCopies(Balance):
-    """What casts take, against what writing their copies takes.
+    """What casts take, against what writing their copies takes; bytes at rest are noted only.
 
     An update is one pass over memory as ``lower_update`` makes it, in which a copy costs the bytes
-    that it writes; that there is another node for each before that is none of its cost. Bytes at
-    rest are not weighed.
+    that it writes; that there is another node for each before that is none of its cost.
     """
 
-    def __init__(self, program: Program, device: Device) -> None:
-        super().__init__(program)
-        self._device, self._before = device, outside_update(program, device)
+    def seconds_now(self, device: Device) -> float:
+        """Seconds of all that is no update, and of writing copies."""
+        seconds = step_of(self.program, device).seconds
+        others = math.fsum(s for node, s in seconds.items() if stamp_of(node).phase != UPDATE)
+        return others + device.memory_seconds(self._copied())
 
-    def helps(self) -> bool:
-        """Whether forward and backward are shorter by more than the copies take to write."""
-        saved, spent = self._saved_and_spent()
-        return saved - spent > NOISE * self._before
+    def why_not(self) -> str:
+        """See ``Balance``."""
+        longer = "does not shorten forward and backward by more than it lengthens the update"
+        return "" if self.is_shorter() else longer
 
     def said(self, done: str) -> str:
         """See ``Balance``."""
-        saved, spent = self._saved_and_spent()
-        return f"{done}; casts take {saved * 1e3:.3f}ms less, writing copies {spent * 1e3:.3f}ms"
+        size, seconds = show_bytes(self._copied()), self.gained()
+        return (
+            f"{done}, in {size} at rest; casts take {seconds * 1e3:.3f}ms longer than writing them"
+        )
 
-    def _saved_and_spent(self) -> tuple[float, float]:
-        after, inputs = outside_update(self.program, self._device), self.program.placeholders()
-        copies = [node for node in inputs if input_of(node).subject.startswith(COPY)]
-        written = self._device.memory_seconds(sum(sizes_of(copy).nbytes for copy in copies))
-        return self._before - after, written
-
-
-def outside_update(program: Program, device: Device) -> float:
-    """Seconds of all nodes of ``program`` that are no update."""
-    seconds = step_of(program, device).seconds
-    return math.fsum(s for node, s in seconds.items() if stamp_of(node).phase != UPDATE)
+    def _copied(self) -> int:
+        copies = self.program.placeholders("state")
+        return sum(sizes_of(x).nbytes for x in copies if input_of(x).subject.startswith(COPY))
 
 
 def writes_of(program: Program) -> dict[fx.Node, fx.Node]:
@@ -156,7 +150,7 @@ def keep_copy(
     name = input_of(param).subject
     value = value_of(casts[0])
     entry = State(
-        f"{COPY}[{name}]",
+        f"{COPY}{name}]",
         "cache",
         tuple(value.shape),
         value.dtype,

@@ -22,11 +22,11 @@ again (shard_params can keep vectors gathered: ``persist_vectors``), other reduc
 what the caller or the program may write to before backward reads it, and values that a loop uses
 from before it.
 
-No phase's predicted peak rises, and one falls, or else the step gets shorter (zc.cost.balance):
-where memory is scarce at other moments, computing again costs time for nothing. Where the cut would
-raise a peak (a value newly saved may outlive those that it stands for), or lowers none, only what
-can be had from values that backward holds anyway is computed again; where that does no better,
-nothing is.
+No phase's predicted peak rises, and one falls by a larger share than the step grows
+(zc.cost.balance): where memory is scarce at other moments, computing again costs time for nothing.
+Where the cut would raise a peak (a value newly saved may outlive those that it stands for), or does
+not help, only what can be had from values that backward holds anyway is computed again; where that
+does no better, nothing is.
 
 Same ops on same values are the same bits, node by node. Compiled in regions, values may round
 differently where they are computed again: inside one kernel what is never stored is not rounded to
@@ -38,7 +38,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from zc.cost.balance import Balance, left_alone
+from zc.cost.balance import Balance
 from zc.errors import PipelineError
 from zc.program.analysis import turns
 from zc.program.edit import Editor, erase_dead
@@ -86,12 +86,13 @@ class RecomputePointwise(Pass):
             replaced = read_copies(edit, set(again))
             if not replaced:
                 continue
-            if not balance.raises_a_peak() and balance.helps():
+            why = balance.raised() or ("" if balance.helps() else balance.why_not())
+            if not why:
                 erase_dead(program.graph, again)
                 said = balance.said(f"values computed again in backward: {len(keys)}")
                 break
             put_back(edit, replaced)
-            said = left_alone("computing values again in backward")
+            said = f"left alone: computing values again in backward {why}"
         program.notes.append(f"{self.name}: {said}")
 
 

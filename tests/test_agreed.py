@@ -113,15 +113,19 @@ def test_a_first_rank_that_does_not_decide_is_not_waited_for(ranks: Callable[...
     ]
 
 
-def test_replicated_parameters_leave_nothing_to_decide(ranks: Callable[..., list[Any]]):
+@pytest.mark.parametrize("training", [True, False])
+def test_whole_parameters_leave_nothing_to_decide_but_in_training(
+    training: bool, ranks: Callable[..., list[Any]]
+):
     mine = program(4, sharded=False)
+    mine.training = training
 
     def adopted() -> Any:
         agreed.adopt(mine, [], own_device=True)
         agreed.publish(mine, [])
         return torch_private.default_store().check(["f/facts"])
 
-    assert ranks(adopted) == [False]
+    assert ranks(adopted) == [training]
 
 
 def test_one_process_has_nobody_to_agree_with():

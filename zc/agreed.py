@@ -78,7 +78,8 @@ def facts_of(program: Program, *, own_device: bool) -> str:
 
 def _function(program: Program, tokens: Sequence[object]) -> Function | None:
     """The function that decisions are for; ``None`` where there is nobody to agree with."""
-    if not has_peers() or all(p.layout.replicated for p in program.params.values()):
+    whole = all(param.layout.replicated for param in program.params.values())
+    if not has_peers() or (whole and not program.training):  # which starts no collective
         return None
     axes = [axis for axis, _ in program.mesh.axes]
     ranks = sorted({r for axis in axes for r in dist.get_process_group_ranks(group_of(axis))})

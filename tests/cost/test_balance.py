@@ -18,7 +18,7 @@ from zc.passes.lower_update import LowerUpdate
 from zc.passes.merge_common import MergeCommon
 from zc.passes.recompute_pointwise import RecomputePointwise
 
-from zc.cost.balance import Balance, left_alone, rewrite_if_it_helps
+from zc.cost.balance import Balance, rewrite_if_it_helps
 from zc.cost.device import Device
 from zc.cost.simulate import simulate
 from zc.cost.trial import NOISE
@@ -27,7 +27,7 @@ from zc.program.edit import Editor, erase_dead
 from zc.program.liveness import peak_by_phase
 from zc.program.pass_base import Pass
 from zc.program.program import Program
-from zc.program.stamps import BACKWARD, FORWARD, Stamp
+from zc.program.stamps import BACKWARD, FORWARD, UPDATE, Stamp
 from zc.program.units import Bytes
 from zc.verify import verify
 
@@ -77,7 +77,7 @@ def test_a_shorter_step_helps_though_a_peak_rises():
     more = lengthen(program, size=10**6)
     assert peak_by_phase(program.graph)[FORWARD] > max(balance.peaks.values())
     assert more.users
-    assert balance.raises_a_peak()
+    assert balance.raised() == "raises the peak of live bytes in forward"
     assert balance.helps()
 
 
@@ -90,7 +90,33 @@ def test_less_memory_in_one_phase_helps_unless_another_takes_more(elsewhere: str
     erase_dead(program.graph, [reader])
     lengthen(program, by=3, size=10 if elsewhere == "less" else 2 * 10**6, phase=BACKWARD)
     assert balance.helps() == (elsewhere == "less")
-    assert balance.raises_a_peak() == (elsewhere != "less")
+    why = "raises the peak of live bytes: 2.00 MB in place of 1.00 MB"
+    assert balance.why_not() == ("" if elsewhere == "less" else why)
+
+
+def test_a_share_of_memory_is_worth_a_share_of_time():
+    """Of 58 seconds a longer step takes 7 more, 12%; the peak of forward falls by 0.4% and 20%."""
+    for size, helps in ((996, False), (800, True)):
+        program = step()
+        large = lengthen(program, size=10**6)
+        before = lengthen(program, size=1000 * 10**3)
+        balance = Balance(program)
+        erase_dead(program.graph, [*large.users, *before.users])
+        lengthen(program, size=size * 10**3)
+        lengthen(program, by=7, phase=BACKWARD)
+        assert balance.helps() == helps, balance.why_not()
+
+
+def test_above_a_cap_whatever_lowers_the_peak_helps():
+    for cap, helps in ((None, False), (2 * 10**6, False), (10**5, True)):
+        program = step()
+        program.cap_bytes = cap
+        large = lengthen(program, size=10**6)
+        balance = Balance(program)
+        erase_dead(program.graph, list(large.users))
+        lengthen(program, size=10**6 - 4000)
+        lengthen(program, by=7, phase=BACKWARD)
+        assert balance.helps() == helps
 
 
 def test_without_a_device_nothing_is_weighed():
@@ -109,7 +135,7 @@ def test_what_is_said():
     lengthen(program, size=8000)
     assert balance.said("more") == (
         f"more; the step takes {before + 1000:.3f}ms in place of {before:.3f}ms, "
-        "the peak 10.2 KB in place of 3.73 KB"
+        "the peak of forward 10.2 KB in place of 3.08 KB"
     )
 
 
@@ -127,7 +153,7 @@ def tried(program: Program, done: str, *, by: int) -> list[str]:
             program.graph.erase_node(reader)
         erase_dead(program.graph, added)
 
-    rewrite_if_it_helps(program, "add", rewrite, undo, left_alone("adding"))
+    rewrite_if_it_helps(program, "add", rewrite, undo, "adding")
     return program.notes
 
 
@@ -183,14 +209,15 @@ def test_what_stays_helps_and_changes_no_bit(
     program = step_on(device, sizes, stage, fused=False, fn=fn)
     results = outcome(program, INPUTS)
     for item in (PASSES[name](size) for name in names):
-        text, before, peaks = str(program), seconds_of(program), peak_by_phase(program.graph)
+        text, before, peaks = str(program), seconds_of(program), peaks_for(item, program)
         item.run(program)
         verify(program, full=True)
-        after, peaks_after = seconds_of(program), peak_by_phase(program.graph)
+        after, peaks_after = seconds_of(program), peaks_for(item, program)
         if str(program) == text:
             assert "left alone" in program.notes[-1]
-        elif after >= before:
-            assert any(peaks_after[phase] < peak for phase, peak in peaks.items())
+        elif not item.name.startswith("bucket") and after >= before:
+            shares = [1 - peaks_after[phase] / peak for phase, peak in peaks.items()]
+            assert max(shares) > (after / before - 1 if before else 0.0)
             assert max(peaks_after.values()) <= max(peaks.values())
     torch.testing.assert_close(outcome(program, INPUTS), results, rtol=0, atol=0, equal_nan=True)
 
@@ -209,6 +236,12 @@ def test_what_only_removes_work_needs_not_ask(
         item.run(program)
         assert seconds_of(program) <= before * (1 + NOISE)
         assert max(peak_by_phase(program.graph).values()) <= peak
+
+
+def peaks_for(item: Pass, program: Program) -> dict[str, int]:
+    """By phase; what updates compute on the way does not count for one that moves them."""
+    left_out = UPDATE if isinstance(item, FuseUpdate) else ""
+    return {p: size for p, size in peak_by_phase(program.graph).items() if p != left_out}
 
 
 def seconds_of(program: Program) -> float:

@@ -3,27 +3,32 @@
     balance = Balance(program)
     ...                                       # rewrite program
     if not balance.helps():
-        ...                                   # give it up
+        ...                                   # give it up, and say so: balance.why_not()
     program.notes.append(f"{name}: {balance.said('3 values are computed again')}")
 
-A rewrite helps when the step gets shorter. One that does not make it shorter helps when the peak of
-live bytes falls in some phase, and that of the whole step does not rise: who lists such a pass
-wants the memory, and how many seconds a byte is worth is not ours to say. What does neither is
-given up.
+A rewrite helps when the step gets shorter. One that does not make it shorter helps when it lowers
+the peak of live bytes in some phase by a larger share than it lengthens the step, and does not
+raise that of the whole step: later passes move this one from phase to phase. Above a memory cap,
+whatever lowers it helps. That a byte in a hundred is worth a second in a hundred is a heuristic,
+and less than a byte in a thousand is not worth saving. What does neither is given up.
 
 Where a program has no device, nothing can be weighed, and every rewrite stays.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
-from zc.cost.timeline import Timeline
-from zc.cost.trial import shorter, step_of, times_note
+from zc.cost.device import Device
+from zc.cost.trial import NOISE, step_of, times_note
 from zc.program.decisions import decision_key
 from zc.program.lines import still
 from zc.program.liveness import peaks_of
 from zc.program.program import Program
+from zc.program.stamps import PHASES
 from zc.text import show_bytes
 
+LEFT_BEFORE = "left alone, as decided before"
+_NOTICED = 1e-3  # of a peak; predictions are no better
 _LEFT, _DONE = (0,), (1,)  # decisions
 
 
@@ -31,55 +36,80 @@ class Balance:
     """The predicted step and the peaks of one program, before and after it is rewritten.
 
     Attributes:
+        counted: the phases whose peaks count.
         program: which may be rewritten meanwhile.
-        peaks: live bytes at most in each phase, as they were.
+        peaks: live bytes at most in each of them, as they were.
     """
+
+    counted: ClassVar[tuple[str, ...]] = PHASES
 
     def __init__(self, program: Program) -> None:
         self.program = program
         with still(program):
-            self.peaks = peaks_of(program)
-            self._step = self._step_now()
+            self.peaks = self._peaks_now()
+            self._seconds = self._seconds_now()
 
     def helps(self) -> bool:
-        """Whether the program as it stands takes less memory than before, or else less time."""
-        if self._step is None:
-            return True
-        after = peaks_of(self.program)
-        falls = any(after.get(phase, 0) < peak for phase, peak in self.peaks.items())
-        return (falls and _highest(after) <= _highest(self.peaks)) or self._is_shorter()
+        """Whether the program as it stands takes less time than before, or else less memory."""
+        return not self.why_not()
 
-    def raises_a_peak(self) -> bool:
-        """Whether more bytes live in some phase now than did before."""
-        after = peaks_of(self.program)
-        return any(size > self.peaks.get(phase, 0) for phase, size in after.items())
+    def why_not(self) -> str:
+        """What is wrong with the program as it stands: nothing, where that helps."""
+        if self._seconds is None or self.is_shorter():
+            return ""
+        peaks = self._peaks_now()
+        highest, was = _highest(peaks), _highest(self.peaks)
+        if highest > was:
+            return f"raises the peak of live bytes: {_change(highest, was)}"
+        shares = {p: 1 - peaks.get(p, 0) / size for p, size in self.peaks.items() if size}
+        phase = max(shares, key=shares.__getitem__, default="")
+        if not phase or shares[phase] < _NOTICED:
+            return "neither shortens the step nor lowers a peak of live bytes"
+        cap, longer = self.program.cap_bytes, -self.gained() / (self._seconds or 1.0)
+        if shares[phase] > longer or (cap is not None and was > max(cap, highest)):
+            return ""
+        return f"lowers the peak of {phase} by {shares[phase]:.2%}, the step grows by {longer:.2%}"
+
+    def raised(self) -> str:
+        """Where more bytes live now than before: nowhere, or what to say of it."""
+        after = self._peaks_now()
+        more = [phase for phase, size in after.items() if size > self.peaks.get(phase, 0)]
+        return f"raises the peak of live bytes in {more[0]}" if more else ""
 
     def said(self, done: str) -> str:
         """What a pass says that did ``done`` and leaves it so."""
-        with still(self.program):
-            before, after = self._step, self._step_now()
-            peaks = [show_bytes(_highest(p)) for p in (peaks_of(self.program), self.peaks)]
-        if before is None or after is None:
+        if self._seconds is None:
             return done
-        return f"{done}; {times_note(before, after)}, the peak {peaks[0]} in place of {peaks[1]}"
+        peaks = self._peaks_now()
+        shares = {p: abs(1 - peaks.get(p, 0) / n) for p, n in self.peaks.items() if n}
+        phase = max(shares, key=shares.__getitem__, default="")  # where most has changed
+        changed = f", the peak of {phase} {_change(peaks.get(phase, 0), self.peaks[phase])}"
+        times = times_note(self._seconds, self._seconds - self.gained())
+        return f"{done}; {times}{changed if phase else ''}"
 
-    def _step_now(self) -> Timeline | None:
+    def is_shorter(self) -> bool:
+        """Whether the step takes less time than before."""
+        return self._seconds is not None and self.gained() > NOISE * self._seconds
+
+    def gained(self) -> float:
+        """Seconds by which the step is shorter than before; 0 without a device."""
+        return (self._seconds or 0.0) - (self._seconds_now() or 0.0)
+
+    def seconds_now(self, device: Device) -> float:
+        """What the step of the program as it stands takes on ``device``."""
+        return step_of(self.program, device).timeline.seconds
+
+    def _peaks_now(self) -> dict[str, int]:
+        return {p: size for p, size in peaks_of(self.program).items() if p in self.counted}
+
+    def _seconds_now(self) -> float | None:
         device = self.program.device
-        return None if device is None else step_of(self.program, device).timeline
-
-    def _is_shorter(self) -> bool:
-        after = self._step_now()
-        return after is not None and self._step is not None and shorter(after, self._step)
-
-
-def left_alone(doing: str) -> str:
-    """What a pass says that gave up ``doing`` something."""
-    return f"left alone: {doing} neither shortens the step nor lowers a peak of live bytes"
+        return None if device is None else self.seconds_now(device)
 
 
 def rewrite_if_it_helps(
-    program: Program, name: str, rewrite: Callable[[], str], undo: Callable[[], None], idle: str,
-    balance: Balance | None = None,
+    program: Program, name: str, rewrite: Callable[[], str], undo: Callable[[], None], doing: str,
+    weigh: Callable[[Program], Balance] = Balance,
 ) -> None:  # fmt: skip
     """Let pass ``name`` rewrite ``program`` where that helps, on all ranks alike, and note it.
 
@@ -90,29 +120,34 @@ def rewrite_if_it_helps(
         name: of the pass.
         rewrite: rewrites it; returns what it did, or nothing where there was nothing to do.
         undo: what takes that back.
-        idle: what to say of a program that is left alone, see ``left_alone``.
-        balance: what says whether it helps; that of step and peaks unless given.
+        doing: what ``rewrite`` does, as the beginning of a sentence.
+        weigh: what says whether it helps.
     """
     key = decision_key(program, name)
     decided = program.decisions.get(key)
     if decided == _LEFT:
-        program.notes.append(f"{name}: left alone, as decided before")
+        program.notes.append(f"{name}: {LEFT_BEFORE}")
         return
-    balance = balance or Balance(program)
+    balance = None if decided or program.device is None else weigh(program)
     done = rewrite()
     if not done:
         program.notes.append(f"{name}: left alone: there is nothing to do")
         return
-    if decided == _DONE:
-        said = f"{done}, as decided before"
+    if balance is None:
+        said = f"{done}, as decided before" if decided else done
     elif balance.helps():
         decided, said = _DONE, balance.said(done)
     else:
+        decided, said = _LEFT, f"left alone: {doing} {balance.why_not()}"
         undo()
-        decided, said = _LEFT, idle
-    program.decisions[key] = decided
+    if decided:
+        program.decisions[key] = decided
     program.notes.append(f"{name}: {said}")
 
 
 def _highest(peaks: dict[str, int]) -> int:
     return max(peaks.values(), default=0)
+
+
+def _change(now: int, before: int) -> str:
+    return f"{show_bytes(now)} in place of {show_bytes(before)}"

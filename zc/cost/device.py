@@ -87,7 +87,7 @@ class Device:
 
     def memory_seconds(self, traffic: int) -> float:
         """Time in which one op reads and writes ``traffic`` bytes."""
-        cached = traffic <= self.cache_bytes
+        cached = traffic <= self.cache_bytes and self.cache_bandwidth > 0
         return traffic / (self.cache_bandwidth if cached else self.memory_bandwidth)
 
     def slowest_link(self, group_size: int) -> Link:

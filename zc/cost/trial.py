@@ -155,7 +155,8 @@ def memory_limit(program: Program, peak: int, memory: Bytes | None, default: int
 
 def done_note(done: str, limit: int, before: Timeline, after: Timeline) -> str:
     """What a pass that did ``done`` within ``limit`` bytes says of the step."""
-    return f"{done} within {show_bytes(limit)} of live bytes; {times_note(before, after)}"
+    times = times_note(before.seconds, after.seconds)
+    return f"{done} within {show_bytes(limit)} of live bytes; {times}"
 
 
 def idle_note(doing: str, limit: int) -> str:
@@ -164,10 +165,6 @@ def idle_note(doing: str, limit: int) -> str:
     return f"left alone: {doing} {within} does not shorten the step"
 
 
-def times_note(before: Timeline, after: Timeline) -> str:
-    """How long the step takes, for a note."""
-    return f"the step takes {_milliseconds(after)} in place of {_milliseconds(before)}"
-
-
-def _milliseconds(timeline: Timeline) -> str:
-    return f"{timeline.seconds * 1000:.3f}ms"
+def times_note(before: float, after: float) -> str:
+    """How long the step takes in seconds, for a note."""
+    return f"the step takes {after * 1e3:.3f}ms in place of {before * 1e3:.3f}ms"
