@@ -21,9 +21,9 @@ Nothing is copied on the way in or out: shards of dimension 0 are gathered into 
 order changes, so no result does. Memory grows by what a bucket holds: under stage 3 up to
 ``gather_bytes`` of parameters that are gathered before they are used, and under stages 0, 2 and 3
 up to twice ``reduce_bytes`` of gradients, those of the bucket that fills and of the one under way.
-Limits are halved until the program keeps its memory cap and the step gets shorter, halfway between
-what it takes as it stands and what it takes if all overlaps that can (zc.cost.overlapped): a large
-bucket spares latencies, and keeps what is first needed from it waiting. Where none of them helps,
+Limits are halved, a few times, until the program keeps its memory cap and the step gets shorter as
+it stands and no longer at best, where all overlaps that can (zc.cost.overlapped): a large bucket
+spares latencies, and keeps what is first needed from it waiting. Where none of them helps,
 collectives stay as they are. What has been decided for the same collectives before
 (zc.program.decisions) is done again.
 
@@ -48,6 +48,7 @@ from zc.program.reduce_buckets import bucket_reductions
 from zc.program.units import Bytes
 
 LEFT = (0, 0)  # limits that make no bucket
+_TRIES = 12
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ def coalesced(program: Program, gathers: int, reductions: int) -> tuple[tuple[in
     )
     if program.device is None and program.cap_bytes is None:
         return limits, f"buckets: {coalesce_up_to(program, *limits)}"
-    balance = Overlapping(program)
-    while limits != LEFT:
+    balance, cap = Overlapping(program), cap_of(program)
+    for _ in range(_TRIES):
         saved = copy_program(program)
         count = coalesce_up_to(program, *limits)
         if not count:
             restore(program, saved)
             break
-        if is_over(program):
+        if cap is not None and max(live_bytes(program)) > cap:
             why = "left alone: coalescing exceeds the memory cap"
         elif balance.helps():
             return limits, balance.said(f"buckets: {count}")
@@ -114,9 +115,10 @@ def within_all(program: Program, gathers: int, reductions: int) -> tuple[int, in
     return min(gathers, largest), min(reductions, largest)
 
 
-def is_over(program: Program) -> bool:
-    """Whether the predicted peak exceeds the memory cap."""
-    return program.cap_bytes is not None and max(live_bytes(program)) > program.cap_bytes
+def cap_of(program: Program) -> int | None:
+    """The memory cap, or the predicted peak where that is above it."""
+    cap = program.cap_bytes
+    return None if cap is None else max(cap, *live_bytes(program))
 
 
 def coalesce_up_to(program: Program, gathers: int, reductions: int) -> int:

@@ -21,10 +21,11 @@ after:   %w1_grad: f32[16] = c10d.wait_tensor(%w1_grad_scatter)
 
 An update moves no further up than the last read of what it writes, and than what it reads: behind a
 norm of all gradients nothing moves, nor into a loop over micro-batches. Only order changes, so no
-result does. Where neither a predicted peak of live bytes falls nor the step gets shorter, updates
-stay where they are (zc.cost.balance). The idea is that of Lv et al., "Full Parameter Fine-tuning
-for Large Language Models with Limited Resources" (arXiv:2306.09782), section 3.1, for any
-optimizer.
+result does. Where no predicted peak of live bytes falls and the step gets no shorter, or where what
+updates compute on the way would raise the peak of the step, before ``lower_update`` makes kernels
+of them, they stay where they are (zc.cost.balance). The idea is that of Lv et al., "Full Parameter
+Fine-tuning for Large Language Models with Limited Resources" (arXiv:2306.09782), section 3.1, for
+any optimizer.
 """
 
 from collections.abc import Iterable
@@ -33,14 +34,14 @@ from typing import ClassVar
 
 from torch import fx
 
-from zc.cost.balance import Balance, rewrite_if_it_helps
+from zc.cost.balance import rewrite_if_it_helps
 from zc.program.collectives import is_collective, is_wait, operands_of, start_of
 from zc.program.loops import loop_by_node
 from zc.program.nodes import tensors_of
 from zc.program.pass_base import Kind, Pass
 from zc.program.places import put_back
 from zc.program.program import Program
-from zc.program.stamps import BACKWARD, FORWARD, UPDATE, restamp, set_stamp, stamp_of
+from zc.program.stamps import UPDATE, restamp, set_stamp, stamp_of
 from zc.program.storages import storages_of, written_operands
 from zc.program.units import Bytes
 
@@ -69,8 +70,7 @@ class FuseUpdate(Pass):
                 set_stamp(node, stamp)
 
         doing = "updating parameters behind their gradients"
-        rewrite = lambda: self._moved(program)  # noqa: E731
-        rewrite_if_it_helps(program, self.name, rewrite, undo, doing, OutsideUpdate)
+        rewrite_if_it_helps(program, self.name, lambda: self._moved(program), undo, doing)
 
     def _moved(self, program: Program) -> str:
         """Move updates, in the order of their gradients; what to say of it."""
@@ -91,15 +91,6 @@ class FuseUpdate(Pass):
         buckets = in_buckets(groups, self.bucket_bytes)
         move(buckets, {first: move_behind(first, late)})
         return f"updates behind their gradients: {len(groups)}, in buckets: {len(buckets)}"
-
-
-class OutsideUpdate(Balance):
-    """What is live where nothing is updated: gradients or not.
-
-    What updates compute on the way is gone from memory behind ``lower_update``.
-    """
-
-    counted: ClassVar[tuple[str, ...]] = (FORWARD, BACKWARD)
 
 
 @dataclass

@@ -22,7 +22,7 @@ again (shard_params can keep vectors gathered: ``persist_vectors``), other reduc
 what the caller or the program may write to before backward reads it, and values that a loop uses
 from before it.
 
-No phase's predicted peak rises, and one falls by a larger share than the step grows
+No phase's predicted peak rises, and one falls by a larger share than the step grows, as a rule
 (zc.cost.balance): where memory is scarce at other moments, computing again costs time for nothing.
 Where the cut would raise a peak (a value newly saved may outlive those that it stands for), or does
 not help, only what can be had from values that backward holds anyway is computed again; where that

@@ -113,19 +113,20 @@ def test_a_first_rank_that_does_not_decide_is_not_waited_for(ranks: Callable[...
     ]
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("training", "trainable"), [(True, True), (True, False), (False, True)])
 def test_whole_parameters_leave_nothing_to_decide_but_in_training(
-    training: bool, ranks: Callable[..., list[Any]]
+    training: bool, trainable: bool, ranks: Callable[..., list[Any]]
 ):
     mine = program(4, sharded=False)
     mine.training = training
+    mine.params = {k: replace(v, trainable=trainable) for k, v in mine.params.items()}
 
     def adopted() -> Any:
         agreed.adopt(mine, [], own_device=True)
         agreed.publish(mine, [])
         return torch_private.default_store().check(["f/facts"])
 
-    assert ranks(adopted) == [training]
+    assert ranks(adopted) == [training and trainable]
 
 
 def test_one_process_has_nobody_to_agree_with():

@@ -78,9 +78,10 @@ def facts_of(program: Program, *, own_device: bool) -> str:
 
 def _function(program: Program, tokens: Sequence[object]) -> Function | None:
     """The function that decisions are for; ``None`` where there is nobody to agree with."""
-    whole = all(param.layout.replicated for param in program.params.values())
-    if not has_peers() or (whole and not program.training):  # which starts no collective
-        return None
+    params = program.params.values()
+    reduces = program.training and any(param.trainable for param in params)
+    if not has_peers() or not (reduces or any(not p.layout.replicated for p in params)):
+        return None  # it starts no collective
     axes = [axis for axis, _ in program.mesh.axes]
     ranks = sorted({r for axis in axes for r in dist.get_process_group_ranks(group_of(axis))})
     return find(program, tokens, ranks) if len(ranks) > 1 else None

@@ -27,7 +27,7 @@ from zc.program.edit import Editor, erase_dead
 from zc.program.liveness import peak_by_phase
 from zc.program.pass_base import Pass
 from zc.program.program import Program
-from zc.program.stamps import BACKWARD, FORWARD, UPDATE, Stamp
+from zc.program.stamps import BACKWARD, FORWARD, Stamp
 from zc.program.units import Bytes
 from zc.verify import verify
 
@@ -209,10 +209,10 @@ def test_what_stays_helps_and_changes_no_bit(
     program = step_on(device, sizes, stage, fused=False, fn=fn)
     results = outcome(program, INPUTS)
     for item in (PASSES[name](size) for name in names):
-        text, before, peaks = str(program), seconds_of(program), peaks_for(item, program)
+        text, before, peaks = str(program), seconds_of(program), peak_by_phase(program.graph)
         item.run(program)
         verify(program, full=True)
-        after, peaks_after = seconds_of(program), peaks_for(item, program)
+        after, peaks_after = seconds_of(program), peak_by_phase(program.graph)
         if str(program) == text:
             assert "left alone" in program.notes[-1]
         elif not item.name.startswith("bucket") and after >= before:
@@ -236,12 +236,6 @@ def test_what_only_removes_work_needs_not_ask(
         item.run(program)
         assert seconds_of(program) <= before * (1 + NOISE)
         assert max(peak_by_phase(program.graph).values()) <= peak
-
-
-def peaks_for(item: Pass, program: Program) -> dict[str, int]:
-    """By phase; what updates compute on the way does not count for one that moves them."""
-    left_out = UPDATE if isinstance(item, FuseUpdate) else ""
-    return {p: size for p, size in peak_by_phase(program.graph).items() if p != left_out}
 
 
 def seconds_of(program: Program) -> float:

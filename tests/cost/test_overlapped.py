@@ -34,7 +34,7 @@ def at_best(program: Program, device: Device) -> float:
 def test_no_order_of_collectives_is_faster(
     device: Device, sizes: list[int], fn: Any, stage: int, count: int, bucket: int
 ):
-    device = replace(device, node=replace(device.node, interference=0.0), one_lane=False)
+    device = replace(device, node=replace(device.node, interference=0.0))
     program = program_on(device, sizes, stage, fn, sharded=stage > 0, count=count)
     coalesce_up_to(program, bucket, bucket)
     seconds = step_of(program, device).seconds  # moved, other ops are compiled together

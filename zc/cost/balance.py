@@ -16,7 +16,6 @@ Where a program has no device, nothing can be weighed, and every rewrite stays.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
 
 from zc.cost.device import Device
 from zc.cost.trial import NOISE, step_of, times_note
@@ -24,7 +23,6 @@ from zc.program.decisions import decision_key
 from zc.program.lines import still
 from zc.program.liveness import peaks_of
 from zc.program.program import Program
-from zc.program.stamps import PHASES
 from zc.text import show_bytes
 
 LEFT_BEFORE = "left alone, as decided before"
@@ -36,17 +34,14 @@ class Balance:
     """The predicted step and the peaks of one program, before and after it is rewritten.
 
     Attributes:
-        counted: the phases whose peaks count.
         program: which may be rewritten meanwhile.
-        peaks: live bytes at most in each of them, as they were.
+        peaks: live bytes at most in each phase, as they were.
     """
-
-    counted: ClassVar[tuple[str, ...]] = PHASES
 
     def __init__(self, program: Program) -> None:
         self.program = program
         with still(program):
-            self.peaks = self._peaks_now()
+            self.peaks = peaks_of(self.program)
             self._seconds = self._seconds_now()
 
     def helps(self) -> bool:
@@ -57,22 +52,25 @@ class Balance:
         """What is wrong with the program as it stands: nothing, where that helps."""
         if self._seconds is None or self.is_shorter():
             return ""
-        peaks = self._peaks_now()
+        peaks = peaks_of(self.program)
         highest, was = _highest(peaks), _highest(self.peaks)
+        cap = self.program.cap_bytes
+        if cap is not None and was > max(cap, highest):
+            return ""
         if highest > was:
             return f"raises the peak of live bytes: {_change(highest, was)}"
         shares = {p: 1 - peaks.get(p, 0) / size for p, size in self.peaks.items() if size}
         phase = max(shares, key=shares.__getitem__, default="")
         if not phase or shares[phase] < _NOTICED:
             return "neither shortens the step nor lowers a peak of live bytes"
-        cap, longer = self.program.cap_bytes, -self.gained() / (self._seconds or 1.0)
-        if shares[phase] > longer or (cap is not None and was > max(cap, highest)):
+        longer = -self.gained() / (self._seconds or 1.0)
+        if shares[phase] > longer:
             return ""
         return f"lowers the peak of {phase} by {shares[phase]:.2%}, the step grows by {longer:.2%}"
 
     def raised(self) -> str:
         """Where more bytes live now than before: nowhere, or what to say of it."""
-        after = self._peaks_now()
+        after = peaks_of(self.program)
         more = [phase for phase, size in after.items() if size > self.peaks.get(phase, 0)]
         return f"raises the peak of live bytes in {more[0]}" if more else ""
 
@@ -80,7 +78,7 @@ class Balance:
         """What a pass says that did ``done`` and leaves it so."""
         if self._seconds is None:
             return done
-        peaks = self._peaks_now()
+        peaks = peaks_of(self.program)
         shares = {p: abs(1 - peaks.get(p, 0) / n) for p, n in self.peaks.items() if n}
         phase = max(shares, key=shares.__getitem__, default="")  # where most has changed
         changed = f", the peak of {phase} {_change(peaks.get(phase, 0), self.peaks[phase])}"
@@ -98,9 +96,6 @@ class Balance:
     def seconds_now(self, device: Device) -> float:
         """What the step of the program as it stands takes on ``device``."""
         return step_of(self.program, device).timeline.seconds
-
-    def _peaks_now(self) -> dict[str, int]:
-        return {p: size for p, size in peaks_of(self.program).items() if p in self.counted}
 
     def _seconds_now(self) -> float | None:
         device = self.program.device

@@ -6,9 +6,10 @@ spare latencies, and what is first needed from one waits for all of it. As it st
 its collectives exposed. At best, each starts as soon as its operands are there and its lane is
 free, and only who reads its result waits for it, whatever memory that takes; waiting takes the host
 no time, casts and sums of reduced gradients wait aside, and gathers for backward start behind
-forward. That is the critical path of the program as a task graph, with the order of each lane as it
-stands. The step that later passes make lies between the two, so a rewrite helps where it shortens
-the one and does not lengthen the other.
+forward. That is the critical path of the program as a task graph; gathers keep their order, and
+reductions theirs. Where links do not interfere with compute, the step that later passes make lies
+between the two, and where they do, about there: a rewrite helps where it shortens the one and does
+not lengthen the other.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from torch import fx
 
 from zc.cost.balance import Balance
 from zc.cost.device import Device
-from zc.cost.lanes import lane_of
 from zc.cost.trial import NOISE, step_of, times_note
 from zc.program.collectives import (
     COLLECTIVES,
@@ -108,7 +108,7 @@ class _Lanes:
     def carry(self, node: fx.Node, ready: float, seconds: float, interference: float) -> float:
         """Carry out a collective whose operands are ``ready``; when it has ended."""
         self.now += self._device.issue_seconds
-        lane = lane_of(node, self._device)
+        lane = COLLECTIVES[node.target].lane  # where they share one, who comes first is open
         end = max(ready, self._free.get(lane, 0.0)) + seconds
         self._free[lane] = end
         self._carried += seconds
@@ -129,5 +129,7 @@ class _Lanes:
     def end(self) -> float:
         """When all lanes are through."""
         end = max([self.now, *self._free.values()])
+        if self._device.one_lane:
+            end = max(end, self._carried)
         hidden = max(0.0, self._carried - (end - self._computed))
         return end + (self._disturbed * hidden / self._carried if hidden else 0.0)
